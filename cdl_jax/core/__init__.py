@@ -1,0 +1,1 @@
+"""Pure functions: sparsification, the train step, updates. No files, no clocks, no Flax."""

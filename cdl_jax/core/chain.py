@@ -1,0 +1,115 @@
+"""What reaches the end of an optax chain, read off its jaxpr at trace time.
+
+The step writes only what the sparsifier selected. A chain that changes the update afterwards
+(weight decay behind the sparsifier, a leaf that `optax.masked` lets pass) would train one model
+and say another, so such leaves are found here, by name, before anything runs.
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from jax.extend import core
+
+from cdl_jax.core.sparsify import MARK, ErrorFeedbackState
+from cdl_jax.core.tree import flatten
+
+Origin = Literal["sparse", "still", "dense"]
+_SAME = ("copy", "reshape", "convert_element_type", "optimization_barrier", "squeeze")
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+
+
+def leaf_origins(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> dict[str, Origin]:
+    """For each leaf of the final updates, by path: is it the sparsifier's, zero, or other?
+
+    "sparse" is the sparsifier's own output, perhaps gated by a bool as `optax.MultiSteps` does;
+    "still" is a constant zero (`optax.set_to_zero`); anything else is "dense".
+    """
+    update = optax.with_extra_args_support(tx).update
+    trace = jax.make_jaxpr(lambda g, s, p: update(g, s, p, accept=True)[0])
+    jaxpr = trace(params, opt_state, params).jaxpr
+    names = flatten(params).names
+    order = flatten(params).order
+    outs = [jaxpr.outvars[i] for i in order]
+    return {name: _origin(jaxpr, var) for name, var in zip(names, outs, strict=True)}
+
+
+def sparsifier_state(opt_state: Any) -> ErrorFeedbackState:
+    """The one sparsifier's state inside an optimizer state.
+
+    Raises:
+      ValueError: when there is none, or more than one.
+    """
+    found = sparsifier_states(opt_state)
+    if len(found) != 1:
+        raise ValueError(
+            f"the optax chain has {len(found)} sparsifiers; a sparse step needs exactly one, last "
+            "in the chain: optax.chain(optax.amsgrad(1e-3), cdl_jax.sparsify_top_k(1e-3)), or "
+            "make_step(..., update='dense') for none and update='changed' for one before the "
+            "optimizer"
+        )
+    return found[0]
+
+
+def sparsifier_states(opt_state: Any) -> list[ErrorFeedbackState]:
+    """All sparsifiers' states inside an optimizer state."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=is_sparsifier)
+    return [x for x in leaves if is_sparsifier(x)]
+
+
+def is_sparsifier(node: Any) -> bool:
+    """Whether a node of an optimizer state is a sparsifier's."""
+    return isinstance(node, ErrorFeedbackState)
+
+
+def _origin(jaxpr: Any, var: Any) -> Origin:
+    if isinstance(var, core.Literal):
+        return "still" if not np.any(var.val) else "dense"
+    producer = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}.get(var)
+    return _eqn_origin(jaxpr, producer, var) if producer is not None else "dense"
+
+
+def _eqn_origin(jaxpr: Any, eqn: Any, var: Any) -> Origin:
+    name = eqn.primitive.name
+    if name == "name" and eqn.params["name"] == MARK:
+        return "sparse"
+    if name in _SAME or name == "name":
+        return _origin(jaxpr, eqn.invars[eqn.outvars.index(var)])
+    if name in ("broadcast_in_dim", "full_like"):
+        return "still" if _origin(jaxpr, eqn.invars[0]) == "still" else "dense"
+    if name == "mul":
+        return _gated(jaxpr, eqn.invars)
+    return _inner_origin(eqn, eqn.outvars.index(var))
+
+
+def _gated(jaxpr: Any, factors: Sequence[Any]) -> Origin:
+    for factor, other in (factors, factors[::-1]):
+        if _is_gate(jaxpr, factor):
+            return _origin(jaxpr, other)
+    return "dense"
+
+
+def _is_gate(jaxpr: Any, var: Any) -> bool:
+    """Whether a value is a bool read as a number."""
+    eqn = next((e for e in jaxpr.eqns if var in e.outvars), None)
+    if isinstance(var, core.Literal) or eqn is None:
+        return False
+    if eqn.primitive.name == "broadcast_in_dim":
+        return _is_gate(jaxpr, eqn.invars[0])
+    return eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == np.bool_
+
+
+def _inner_origin(eqn: Any, place: int) -> Origin:
+    """Through a call, or through every branch of a condition."""
+    inner = eqn.params.get("branches") if eqn.primitive.name == "cond" else None
+    if inner is None and eqn.primitive.name in _CALLS:
+        inner = [eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")]
+    if inner is None:
+        return "dense"
+    kinds = collections.Counter(_origin(c.jaxpr, c.jaxpr.outvars[place]) for c in inner)
+    if kinds["dense"]:
+        return "dense"
+    return "sparse" if kinds["sparse"] else "still"

@@ -1,0 +1,149 @@
+"""Compressors for `error_feedback`: what of an accumulated update is sent at a step."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from cdl_jax.core import select
+
+Scope = Literal["tensor", "global"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressor:
+    """How to split update + residual into what is sent and what is kept.
+
+    Attributes:
+      density: share of entries sent, for documentation and as the default of the model state's.
+      scope: "tensor" picks in each tensor, "global" over their concatenation.
+      slots: entries to reserve for a tensor (or concatenation) of n entries.
+      compress: `(updates, residuals, ks, global_scope=, accept=, key=)` to
+        `(indices, sent, residuals)`, as in `core.select`.
+    """
+
+    density: float
+    scope: Scope
+    slots: Callable[[int], int]
+    compress: Callable[..., select.Selected]
+
+
+def top_k(density: float, *, scope: Scope = "tensor") -> Compressor:
+    """Sends the entries of largest magnitude, ties to the lowest index.
+
+    Args:
+      density: share of entries sent, in (0, 1]; of n entries max(1, floor(density * n)) are.
+      scope: "tensor" (the paper's) or "global".
+
+    Raises:
+      ValueError: for another density or scope.
+
+    References:
+      Prapas et al. 2021, section 4; Stich et al., Sparsified SGD with Memory, 2018.
+    """
+    _check(density, scope)
+
+    def compress(updates, residuals, ks, *, global_scope, accept, key):
+        del key
+        return select.error_feedback_top_k(
+            updates, residuals, ks, global_scope=global_scope, accept=accept
+        )
+
+    return Compressor(density, scope, _share(density), compress)
+
+
+def random_k(density: float, *, scope: Scope = "tensor") -> Compressor:
+    """Sends entries drawn uniformly without replacement; arguments as in `top_k`.
+
+    References:
+      Stich et al., Sparsified SGD with Memory, 2018.
+    """
+    _check(density, scope)
+    return Compressor(density, scope, _share(density), select.error_feedback_random_k)
+
+
+def quantize(bits: int) -> Compressor:
+    """QSGD: rounds each entry at random, without bias, to one of 2^(bits - 1) levels and a sign.
+
+    The scale is the least power of two at or above the tensor's largest magnitude, not its
+    Euclidean norm, so that every level is exact in floating point and fused and unfused adds
+    agree. Entries that round to zero are not sent.
+
+    Args:
+      bits: 1 to 16, sign included; 1 bit gives the levels -1, 0, 1 times the scale.
+
+    Raises:
+      ValueError: for other bits.
+
+    References:
+      Alistarh et al., QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding,
+      2017.
+    """
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits is {bits}; give a whole number from 1 to 16")
+    levels = 2.0 ** (bits - 1)
+
+    def compress(updates, residuals, ks, *, global_scope, accept, key):
+        del ks, global_scope
+        keys = jax.random.split(key, len(updates))
+        parts = [
+            _quantize(u, r, levels, accept, k)
+            for u, r, k in zip(updates, residuals, keys, strict=True)
+        ]
+        indices, sent, kept = zip(*parts, strict=True)
+        return indices, sent, kept
+
+    return Compressor(1.0, "tensor", lambda n: n, compress)
+
+
+def entries_sent(density: float, n: int) -> int:
+    """max(1, floor(density * n)), and 0 for an empty tensor.
+
+    Examples:
+      >>> [entries_sent(1e-3, n) for n in (0, 1, 6, 48_000)]
+      [0, 1, 1, 48]
+    """
+    # The nudge makes 0.01 * 100 one entry where the product is 0.999... in binary.
+    return min(n, max(1, math.floor(density * n * (1 + 1e-12)))) if n else 0
+
+
+def _share(density: float) -> Callable[[int], int]:
+    return lambda n: entries_sent(density, n)
+
+
+def _check(density: float, scope: str) -> None:
+    if isinstance(density, jax.Array):
+        raise TypeError(
+            "density must be a Python number, for it sets shapes; under optax.inject_hyperparams "
+            "name it in static_args"
+        )
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; give the share of entries sent, in (0, 1]")
+    if scope not in ("tensor", "global"):
+        raise ValueError(f"scope is {scope!r}; give 'tensor' or 'global'")
+
+
+def _quantize(update, residual, levels: float, accept, key) -> tuple[jax.Array, ...]:
+    n, dtype = update.size, update.dtype
+    acc = jax.lax.optimization_barrier(update + residual)
+    step = _power_of_two_above(jnp.max(jnp.abs(acc))) / levels
+    draw = jax.random.uniform(key, acc.shape, dtype)
+    level = jnp.floor(jnp.abs(acc) / jnp.where(step > 0, step, 1) + draw)
+    sent = jnp.where(accept, jnp.sign(acc) * level * step, jnp.zeros((), dtype))
+    found = sent != 0
+    slot = jnp.cumsum(found, dtype=jnp.int32) - 1
+    order = jax.lax.iota(jnp.int32, n)
+    # Padding is n + slot, so positions stay distinct and ascending past the last entry found.
+    indices = (n + order - slot[-1] - 1).at[jnp.where(found, slot, n)].set(order, mode="drop")
+    values = jnp.zeros(n, dtype).at[jnp.where(found, slot, n)].set(sent, mode="drop")
+    return indices, values, jnp.where(accept, acc - sent, residual)
+
+
+def _power_of_two_above(x: jax.Array) -> jax.Array:
+    mantissa, exponent = jnp.frexp(x)
+    return jnp.ldexp(jnp.ones((), x.dtype), exponent - (mantissa == 0.5))
+
+

@@ -1,0 +1,130 @@
+"""Selection of the entries that are sent: one interface, and the XLA form of it.
+
+A selector takes flat updates and residuals, adds them once (`acc`), and gives back
+
+  indices    per section int32[k], ascending, unique (out of range and distinct when refused)
+  sent       per section acc's bits at the indices
+  residuals  per tensor acc with +0.0 at the selected entries
+
+so that sent and residuals partition acc by bits. Exactly k entries are selected, ties go to the
+lowest index, and the result is the same from every implementation.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from cdl_jax.core.layout import ends
+
+Arrays = tuple[jax.Array, ...]
+Selected = tuple[Arrays, Arrays, Arrays]
+
+
+def error_feedback_top_k(
+    updates: Sequence[jax.Array],
+    residuals: Sequence[jax.Array],
+    ks: tuple[int, ...],
+    *,
+    global_scope: bool,
+    accept: jax.Array,
+) -> Selected:
+    """Adds, selects the k largest magnitudes, and splits acc into sent and residual.
+
+    Args:
+      updates, residuals: flat float arrays, of one dtype, the same sizes.
+      ks: entries to select per tensor; a single one in global scope.
+      global_scope: select over the concatenation.
+      accept: bool[]; when false the residuals keep their bits and nothing is sent.
+
+    Returns:
+      `(indices, sent, residuals)` as the module says.
+    """
+    accs = _accumulate(updates, residuals)
+    pick = [
+        jnp.sort(jax.lax.top_k(jnp.abs(acc), k)[1].astype(jnp.int32))
+        for acc, k in zip(_scoped(accs, global_scope), ks, strict=True)
+    ]
+    return split(accs, residuals, pick, global_scope=global_scope, accept=accept)
+
+
+def error_feedback_random_k(
+    updates: Sequence[jax.Array],
+    residuals: Sequence[jax.Array],
+    ks: tuple[int, ...],
+    *,
+    global_scope: bool,
+    accept: jax.Array,
+    key: jax.Array,
+) -> Selected:
+    """As `error_feedback_top_k`, with k positions drawn uniformly without replacement."""
+    accs = _accumulate(updates, residuals)
+    pick = [
+        random_positions(jax.random.fold_in(key, t), acc.size, k)
+        for t, (acc, k) in enumerate(zip(_scoped(accs, global_scope), ks, strict=True))
+    ]
+    return split(accs, residuals, pick, global_scope=global_scope, accept=accept)
+
+
+def random_positions(key: jax.Array, n: int, k: int) -> jax.Array:
+    """k >= 1 distinct positions below n, uniform over all k-subsets, ascending; int32[k].
+
+    Draws in O(k) expected where k is at most n/2: the first k distinct values of a sequence of
+    independent draws are a uniform subset, and a sequence that is too short is drawn again.
+    """
+    if 2 * k > n:
+        return jnp.sort(jax.random.permutation(key, n)[:k].astype(jnp.int32))
+    draws = 2 * k + 16
+
+    def first_distinct(attempt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = jax.random.randint(jax.random.fold_in(key, attempt), (draws,), 0, n, jnp.int32)
+        order = jnp.argsort(values, stable=True)
+        ascending = values[order]
+        repeated = jnp.concatenate([jnp.zeros(1, bool), ascending[1:] == ascending[:-1]])
+        turn = jnp.sort(jnp.where(repeated, draws, order))[:k]
+        return values.at[turn].get(mode="fill", fill_value=n), turn[-1] < draws
+
+    def again(carry: tuple[jax.Array, jax.Array, jax.Array]):
+        attempt = carry[0] + 1
+        return (attempt, *first_distinct(attempt))
+
+    start = (jnp.zeros((), jnp.int32), *first_distinct(jnp.zeros((), jnp.int32)))
+    return jnp.sort(jax.lax.while_loop(lambda c: ~c[2], again, start)[1])
+
+
+def split(
+    accs: Sequence[jax.Array],
+    residuals: Sequence[jax.Array],
+    pick: Sequence[jax.Array],
+    *,
+    global_scope: bool,
+    accept: jax.Array,
+) -> Selected:
+    """Splits acc at the picked positions, or refuses and keeps the old residuals."""
+    offsets = ends([acc.size for acc in accs])
+    scoped = _scoped(accs, global_scope)
+    indices, sent = [], []
+    for acc, positions in zip(scoped, pick, strict=True):
+        spare = acc.size + jax.lax.iota(jnp.int32, positions.size)
+        indices.append(jnp.where(accept, positions, spare))
+        sent.append(jnp.where(accept, acc[positions], jnp.zeros((), acc.dtype)))
+    kept = []
+    for t, (acc, old) in enumerate(zip(accs, residuals, strict=True)):
+        own = pick[0] - int(offsets[t]) if global_scope else pick[t]
+        own = jnp.where((own >= 0) & (own < acc.size), own, acc.size)
+        left = acc.at[own].set(0, mode="drop")
+        kept.append(jnp.where(accept, left, old))
+    return tuple(indices), tuple(sent), tuple(kept)
+
+
+def _scoped(accs: Sequence[jax.Array], global_scope: bool) -> Sequence[jax.Array]:
+    return [jnp.concatenate(list(accs))] if global_scope else accs
+
+
+def _accumulate(
+    updates: Sequence[jax.Array], residuals: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
+    # The barrier keeps acc one value: recomputed inside two fusions, of which one contracts a
+    # scale and this add into an FMA, sent and residual would come from different roundings.
+    accs = tuple(u + r for u, r in zip(updates, residuals, strict=True))
+    return jax.lax.optimization_barrier(accs)

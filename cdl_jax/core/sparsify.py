@@ -1,0 +1,251 @@
+"""Sparsification with error feedback, as optax gradient transformations."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.ad_checkpoint import checkpoint_name
+
+from cdl_jax.core import compress, layout, sections
+from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits
+
+MARK = "cdl_jax.sparsified"  # names the transform's output in the jaxpr, see core.chain
+
+
+class ErrorFeedbackState(NamedTuple):
+    """State of `error_feedback`: the residual, and what the last step selected."""
+
+    count: jax.Array  # int32 [], updates emitted
+    residual: Any  # the params' structure; float32 for 16-bit leaves
+    indices: tuple[jax.Array, ...]  # per section int32 [k]
+    values: tuple[jax.Array, ...]  # per section [k], new absolute values of the parameters
+
+
+def error_feedback(
+    compressor: compress.Compressor, *, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Sends a compressed update and keeps the rest for the next step.
+
+    With update :math:`u_t` and residual :math:`r_t`,
+
+    .. math:: a_t = u_t + r_t, \quad s_t = C(a_t), \quad r_{t+1} = a_t - s_t,
+
+    where the transform emits :math:`s_t`. Put it last in a chain and a step changes no more
+    entries than the compressor sends; `cdl_jax.make_step` reads what was selected from the
+    state. For leaves of 16 bits the residual is float32 and keeps what the parameter's own
+    rounding loses.
+
+    Args:
+      compressor: `top_k`, `random_k` or `quantize`.
+      seed: of the compressor's random draws.
+
+    Returns:
+      A transform whose `update` needs `params` and takes `accept`, a bool scalar: when false
+      nothing is emitted and the state stays. Non-floating leaves pass through.
+
+    Raises:
+      ValueError: when `update` is called without params.
+
+    Examples:
+      >>> tx = error_feedback(compress.top_k(0.25))
+      >>> params = {"w": jnp.zeros(4)}
+      >>> updates, _ = tx.update({"w": jnp.array([1., -3., 2., 0.])}, tx.init(params), params)
+      >>> updates["w"].tolist()
+      [0.0, -3.0, 0.0, 0.0]
+
+    References:
+      Prapas et al. 2021, section 4; Stich et al., Sparsified SGD with Memory, 2018.
+    """
+    global_scope = compressor.scope == "global"
+
+    def init_fn(params: Any) -> ErrorFeedbackState:
+        plans = _plans(params, compressor)
+        spare = [_spare(compressor, plan) for plan in plans]
+        return ErrorFeedbackState(
+            count=jnp.zeros((), jnp.int32),
+            residual=jax.tree.map(_zero_residual, params),
+            indices=tuple(spare),
+            values=tuple(
+                jnp.zeros(s.size, p.dtype) for s, p in zip(spare, plans, strict=True)
+            ),
+        )
+
+    def update_fn(updates, state, params=None, *, accept=True, **extra_args):
+        del extra_args
+        if params is None:
+            raise ValueError("error_feedback needs the params: call tx.update(grads, state, params)")
+        accept = jnp.asarray(accept)
+        flat_u, flat_p, flat_r = flatten(updates), flatten(params), flatten(state.residual)
+        _check_structure(flat_u, flat_p)
+        plans = _plans(params, compressor)
+        members = [i for plan in plans for i in plan.places]
+        accumulate = [_flat(flat_u.leaves[i], flat_r.leaves[i].dtype) for i in members]
+        indices, sent, kept = compressor.compress(
+            accumulate,
+            [flat_r.leaves[i].reshape(-1) for i in members],
+            tuple(s.size for s in state.indices),
+            global_scope=global_scope,
+            accept=accept,
+            key=jax.random.fold_in(jax.random.key(seed), state.count),
+        )
+        residual = dict(zip(members, kept, strict=True))
+        outgoing, values = list(flat_u.leaves), []
+        for plan, at, increments in zip(plans, indices, sent, strict=True):
+            values.append(_send(plan, at, increments, flat_p, residual, outgoing))
+        left = [
+            residual[i].reshape(r.shape) if i in residual else r
+            for i, r in enumerate(flat_r.leaves)
+        ]
+        new_state = ErrorFeedbackState(
+            state.count + accept.astype(jnp.int32),
+            flat_r.rebuild(left),
+            tuple(indices),
+            tuple(values),
+        )
+        return flat_u.rebuild(outgoing), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def sparsify_top_k(
+    density: float, *, scope: compress.Scope = "tensor"
+) -> optax.GradientTransformationExtraArgs:
+    """Top-k sparsification with error feedback: `error_feedback(top_k(density, scope=scope))`.
+
+    Args:
+      density: share of entries sent, in (0, 1]; max(1, floor(density * n)) of n entries are.
+      scope: "tensor" (the paper's) or "global".
+
+    Raises:
+      ValueError: for a density outside (0, 1] or an unknown scope.
+
+    Examples:
+      >>> tx = optax.chain(optax.amsgrad(1e-3), sparsify_top_k(density=1e-3))
+
+    References:
+      Prapas et al. 2021, section 4.
+    """
+    return error_feedback(compress.top_k(density, scope=scope))
+
+
+def state_sections(state: ErrorFeedbackState, spec: layout.TreeSpec, prefix: str) -> list[tuple]:
+    """The sections of a sparsifier's selection, as places in the sorted leaves of `spec`."""
+    names = [leaf.name for leaf in spec.leaves]
+    covered = [
+        names.index(prefix + name)
+        for name, leaf in zip(*flatten(state.residual)[:2], strict=True)
+        if leaf.size
+    ]
+    if len(state.indices) == len(covered):
+        return [(place,) for place in covered]
+    return [tuple(covered)]
+
+
+def _plans(params: Any, compressor: compress.Compressor) -> list[sections.Section]:
+    """One section per tensor, or one for all, over the non-empty floating leaves."""
+    flat = flatten(params)
+    spec = layout.TreeSpec(
+        tuple(
+            layout.LeafSpec(name, leaf.shape, leaf.dtype.name)
+            for name, leaf in zip(flat.names, flat.leaves, strict=True)
+        )
+    )
+    places = [i for i, x in enumerate(flat.leaves) if x.size and is_trainable(x)]
+    groups = [tuple(places)] if compressor.scope == "global" and places else [(i,) for i in places]
+    if len({_residual_dtype(flat.leaves[i]) for g in groups for i in g}) > 1 and len(groups) == 1:
+        raise ValueError("global scope cannot mix float64 leaves with narrower ones")
+    return [sections.make_section(spec, g, sum(spec.leaves[i].size for i in g)) for g in groups]
+
+
+def _check_structure(updates: Sorted, params: Sorted) -> None:
+    if updates.names != params.names:
+        odd = sorted(set(updates.names) ^ set(params.names))
+        raise ValueError(
+            f"updates and params differ in the leaves {odd}; leave a frozen leaf None in both"
+        )
+
+
+def _spare(compressor: compress.Compressor, plan: sections.Section) -> jax.Array:
+    return plan.total + jax.lax.iota(jnp.int32, compressor.slots(plan.total))
+
+
+def _send(
+    plan: sections.Section,
+    indices: jax.Array,
+    increments: jax.Array,
+    flat_p: Sorted,
+    residual: dict[int, jax.Array],
+    outgoing: list[Any],
+) -> jax.Array:
+    """New absolute values [k]; fills in the emitted leaves and the 16-bit residuals."""
+    bits = [to_bits(flat_p.leaves[i]).reshape(-1) for i in plan.places]
+    old = sections.uncarry(plan, sections.gather(plan, bits, indices))
+    wide = [residual[i].dtype for i in plan.places][0]
+    exact = [flat_p.leaves[i].dtype == residual[i].dtype for i in plan.places]
+    if all(exact):
+        values = old + increments
+    else:
+        values = _rounded(plan, indices, old, increments, flat_p, residual)
+    emitted = _by_leaf(plan, indices, increments, wide)
+    for i, leaf in zip(plan.places, emitted, strict=True):
+        like = outgoing[i]
+        outgoing[i] = checkpoint_name(leaf.astype(like.dtype).reshape(like.shape), MARK)
+    return values
+
+
+def _rounded(plan, indices, old, increments, flat_p, residual) -> jax.Array:
+    """Values in leaves narrower than the residual, which keeps acc minus the change applied."""
+    values, moved = _round(plan, indices, old, increments)
+    left = jnp.where(indices < plan.total, increments - moved, jnp.zeros((), moved.dtype))
+    flats = [to_bits(residual[i]) for i in plan.places]
+    # Quantised increments leave something at their positions already, hence the sum.
+    wide = sections.Section(
+        plan.places, plan.sizes, plan.seeds, (increments.dtype.name,) * len(plan.sizes)
+    )
+    there = sections.uncarry(wide, sections.gather(wide, flats, indices))
+    kept = sections.scatter(wide, flats, indices, to_bits(there + left))
+    for i, leaf in zip(plan.places, kept, strict=True):
+        residual[i] = jax.lax.bitcast_convert_type(leaf, increments.dtype)
+    return values
+
+
+def _round(plan, indices, old, increments) -> tuple[jax.Array, jax.Array]:
+    """New values, and the change that each makes once rounded to its leaf's dtype."""
+    ends = jnp.asarray(layout.ends(plan.sizes)[:-1].astype("int32"))
+    leaf = jnp.searchsorted(ends, indices, side="right") - 1
+    carried = sections.carry(plan, old)
+    values = jnp.zeros_like(carried)
+    moved = jnp.zeros_like(increments)
+    for dtype in sorted(set(plan.dtypes)):
+        kind = layout.dtype_of(dtype)
+        mine = jnp.asarray([t == dtype for t in plan.dtypes])[leaf]
+        bits = carried.astype(layout.bits_dtype(kind))
+        before = jax.lax.bitcast_convert_type(bits, kind).astype(increments.dtype)
+        after = (before + increments).astype(kind)
+        values = jnp.where(mine, to_bits(after).astype(values.dtype), values)
+        moved = jnp.where(mine, after.astype(moved.dtype) - before, moved)
+    exact = jnp.asarray([layout.dtype_of(t) == increments.dtype for t in plan.dtypes])[leaf]
+    return sections.uncarry(plan, values), jnp.where(exact, increments, moved)
+
+
+def _by_leaf(plan: sections.Section, indices, increments, dtype) -> list[jax.Array]:
+    """The increments as dense leaves: zeros but at the indices."""
+    wide = sections.Section(plan.places, plan.sizes, plan.seeds, (dtype.name,) * len(plan.sizes))
+    zeros = [jnp.zeros(n, layout.bits_dtype(dtype)) for n in plan.sizes]
+    flats = sections.scatter(wide, zeros, indices, to_bits(increments))
+    return [jax.lax.bitcast_convert_type(flat, dtype) for flat in flats]
+
+
+def _zero_residual(leaf: Any) -> jax.Array:
+    if not is_trainable(leaf):
+        return jnp.zeros(0, jnp.float32)
+    return jnp.zeros(leaf.shape, _residual_dtype(leaf))
+
+
+def _residual_dtype(leaf: Any) -> Any:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def _flat(leaf: jax.Array, dtype: Any) -> jax.Array:
+    return leaf.reshape(-1).astype(dtype)

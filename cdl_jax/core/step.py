@@ -1,0 +1,233 @@
+"""The proactive train step: one pure function of (state, batch)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cdl_jax.core import chain, ship
+from cdl_jax.core.layout import SparseUpdate
+from cdl_jax.core.tree import is_trainable
+from cdl_jax.core.update import digest_words
+
+LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, Any]]]
+Update = Literal["sparse", "dense", "changed"]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes; a pytree of arrays."""
+
+    params: Any  # as the replicas hold them, at every version
+    model_state: Any  # as the loss function left it
+    served_state: Any  # the model state that the replicas hold
+    opt_state: Any
+    key: jax.Array  # PRNG key []; the step's own is fold_in(key, step)
+    step: jax.Array  # int32 [], steps taken, skipped ones included
+    version: jax.Array  # uint32 [], of the deployed tree
+    digest: jax.Array  # uint32 [4], running digest of the deployed tree
+    skipped_in_a_row: jax.Array  # int32 []
+
+
+class StepInfo(NamedTuple):
+    """What a step tells and does not carry over."""
+
+    loss: jax.Array  # float [], before the step
+    metrics: Any  # the loss function's own
+    skipped: jax.Array  # bool [], loss or gradient was not finite, nothing was changed
+    update: SparseUpdate
+
+
+def init_state(
+    params: Any,
+    tx: optax.GradientTransformation,
+    *,
+    model_state: Any = None,
+    key: jax.Array | None = None,
+    version: int = 0,
+) -> TrainState:
+    """The state of a model that is deployed as it stands, at `version`.
+
+    Args:
+      params: pytree of arrays. Floating leaves are trained; integer leaves and `None` are not.
+      tx: the optax chain.
+      model_state: pytree of arrays that the loss function renews (BatchNorm statistics), or None.
+      key: PRNG key of the run, `jax.random.key(0)` by default.
+      version: the deployed tree's version, 0 to 2^32 - 1.
+
+    Returns:
+      A state of its own: every array is copied, so a step that donates it leaves yours alive.
+
+    Raises:
+      ValueError: when a leaf has a dtype that cannot be deployed; names the leaf.
+    """
+    params, model_state = _copy(params), _copy({} if model_state is None else model_state)
+    return TrainState(
+        params=params,
+        model_state=model_state,
+        served_state=_copy(model_state),
+        opt_state=_copy(tx.init(_trainable(params))),
+        key=jnp.copy(jax.random.key(0) if key is None else key),
+        step=jnp.zeros((), jnp.int32),
+        version=jnp.asarray(version, jnp.uint32),
+        digest=jax.jit(digest_words)({"model_state": model_state, "params": params}),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def deployed(state: TrainState) -> dict[str, Any]:
+    """The tree as the replicas hold it: `{"model_state": ..., "params": ...}`."""
+    return {"model_state": state.served_state, "params": state.params}
+
+
+def proactive_step(
+    state: TrainState,
+    history: Any,
+    stream: Any,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    update: Update = "sparse",
+    uncovered: Literal["refuse", "ship"] = "refuse",
+    model_state_density: float | None = None,
+) -> tuple[TrainState, StepInfo]:
+    """One optimizer step on history ++ stream, and the update that brings replicas along.
+
+    Pure and not jitted, for `jit`, `scan`, `vmap` over seeds, and meshes. Bits are promised per
+    compiled program: feed a log from one compiled form (`make_step`).
+
+    Args:
+      state: from `init_state` or an earlier step.
+      history: batch sampled from the past, pytree with leading axis = samples; None for none.
+      stream: batch of new samples, of the same structure; None for none.
+      loss_fn: `(params, model_state, batch, key) -> (loss, (model_state, metrics))`.
+      tx: the optax chain that `state` was made with.
+      update: "sparse" ships what the chain's one sparsifier selected; "changed" every entry
+        whose bits changed, "dense" whole leaves, both for any chain.
+      uncovered: a leaf that the chain changes behind or beside the sparsifier is refused by
+        name, or shipped whole.
+      model_state_density: share of each model-state tensor sent in a sparse update, at least
+        one entry; the entries that moved most against what the replicas hold. By default the
+        share of parameters that the sparsifier sends.
+
+    Returns:
+      `(state, info)`. Where the loss or a gradient is not finite, params, model state,
+      optimizer state and residual keep their bits, and the update is empty.
+
+    Raises:
+      ValueError: at trace time, for a chain without exactly one sparsifier, a leaf changed
+        outside it, two empty batches, or batches of different structure.
+
+    References:
+      Prapas et al., Continuous Training and Deployment of Deep Learning Models, 2021,
+      sections 3 and 4.
+    """
+    batch = _concatenate(history, stream)
+    trained = _trainable(state.params)
+    (loss, (model_state, metrics)), grads = jax.value_and_grad(
+        lambda p: loss_fn(_merge(p, state.params), state.model_state, batch, _step_key(state)),
+        has_aux=True,
+    )(trained)
+    accept = _all_finite(loss, grads)
+    updates, opt_state = optax.with_extra_args_support(tx).update(
+        grads, state.opt_state, trained, accept=accept
+    )
+    proposal = ship.Proposal(
+        updates=updates,
+        old_state=state.opt_state,
+        opt_state=_keep_unless(accept, opt_state, state.opt_state),
+        model_state=_keep_unless(accept, model_state, state.model_state),
+        accept=accept,
+    )
+    shipped = ship.ship(
+        deployed(state), state.digest, proposal, tx,
+        update=update, uncovered=uncovered, model_state_density=model_state_density,
+    )  # fmt: skip
+    version = state.version + jnp.uint32(1)
+    new_state = TrainState(
+        params=shipped.tree["params"],
+        model_state=proposal.model_state,
+        served_state=shipped.tree["model_state"],
+        opt_state=proposal.opt_state,
+        key=state.key,
+        step=state.step + 1,
+        version=version,
+        digest=shipped.digest,
+        skipped_in_a_row=jnp.where(accept, 0, state.skipped_in_a_row + 1),
+    )
+    return new_state, StepInfo(loss, metrics, ~accept, shipped.update(state.version, version))
+
+
+def make_step(
+    loss_fn: LossFn, tx: optax.GradientTransformation, **options: Any
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, StepInfo]]:
+    """`proactive_step` compiled: `step(state, history, stream) -> (state, info)`.
+
+    It compiles once for each shape of the batches and donates the state: keep using the one it
+    returns. Options are `proactive_step`'s keyword arguments.
+
+    Examples:
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2), (model_state, {})
+      >>> from cdl_jax.core.sparsify import sparsify_top_k
+      >>> tx = optax.chain(optax.amsgrad(1e-2), sparsify_top_k(density=0.25))
+      >>> state = init_state({"w": jnp.zeros(8)}, tx)
+      >>> step = make_step(loss_fn, tx)
+      >>> state, info = step(state, None, {"x": jnp.ones((4, 8)), "y": jnp.ones(4)})
+      >>> int(jnp.sum(state.params["w"] != 0)), info.update.indices[0].tolist()
+      (2, [0, 1])
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, history: Any, stream: Any) -> tuple[TrainState, StepInfo]:
+        return proactive_step(state, history, stream, loss_fn, tx, **options)
+
+    return step
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def _step_key(state: TrainState) -> jax.Array:
+    return jax.random.fold_in(state.key, state.step)
+
+
+def _trainable(params: Any) -> Any:
+    return jax.tree.map(lambda x: x if is_trainable(x) else None, params)
+
+
+def _merge(trained: Any, params: Any) -> Any:
+    """`params` with its floating leaves taken from `trained`."""
+    return jax.tree.map(lambda x, t: x if t is None else t, params, trained)
+
+
+def _concatenate(history: Any, stream: Any) -> Any:
+    if history is None and stream is None:
+        raise ValueError("history and stream are both None; a step needs at least one batch")
+    if history is None or stream is None:
+        return stream if history is None else history
+    if jax.tree.structure(history) != jax.tree.structure(stream):
+        raise ValueError(
+            f"history is {jax.tree.structure(history)}, stream is {jax.tree.structure(stream)}; "
+            "give batches of one structure"
+        )
+    return jax.tree.map(lambda h, s: jnp.concatenate([h, s]), history, stream)
+
+
+def _all_finite(loss: jax.Array, grads: Any) -> jax.Array:
+    checks = [jnp.isfinite(loss)] + [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]
+    return functools.reduce(jnp.logical_and, checks)
+
+
+def _keep_unless(accept: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where accepted, else `old`; a sparsifier has seen to its own state already."""
+
+    def choose(n: Any, o: Any) -> Any:
+        if chain.is_sparsifier(n):
+            return n
+        return jnp.where(accept, n, o)
+
+    return jax.tree.map(choose, new, old, is_leaf=chain.is_sparsifier)
