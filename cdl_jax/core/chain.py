@@ -5,7 +5,6 @@ The step writes only what the sparsifier selected. A chain that changes the upda
 and say another, so such leaves are found here, by name, before anything runs.
 """
 
-import collections
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,22 +13,33 @@ import numpy as np
 import optax
 from jax.extend import core
 
-from cdl_jax.core.sparsify import MARK, ErrorFeedbackState
+from cdl_jax.core.sparsify import DEAF, MARK, ErrorFeedbackState
 from cdl_jax.core.tree import flatten
 
-Origin = Literal["sparse", "still", "dense"]
+Origin = Literal["sparse", "deaf", "still", "dense"]
 _SAME = ("copy", "reshape", "convert_element_type", "optimization_barrier", "squeeze")
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+
+
+def apply_chain(
+    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any, *, accept: Any
+) -> tuple[Any, Any]:
+    """`tx.update` with `accept` passed on to the sparsifier inside."""
+    # MultiSteps takes extra arguments and does not say so by its type: optax would drop them.
+    if isinstance(getattr(tx.update, "__self__", None), optax.MultiSteps):
+        return tx.update(grads, opt_state, params, accept=accept)
+    update = optax.with_extra_args_support(tx).update
+    return update(grads, opt_state, params, accept=accept)
 
 
 def leaf_origins(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> dict[str, Origin]:
     """For each leaf of the final updates, by path: is it the sparsifier's, zero, or other?
 
     "sparse" is the sparsifier's own output, perhaps gated by a bool as `optax.MultiSteps` does;
-    "still" is a constant zero (`optax.set_to_zero`); anything else is "dense".
+    "deaf" the same where a wrapper keeps `accept` from it; "still" a constant zero
+    (`optax.set_to_zero`); anything else is "dense".
     """
-    update = optax.with_extra_args_support(tx).update
-    trace = jax.make_jaxpr(lambda g, s, p: update(g, s, p, accept=True)[0])
+    trace = jax.make_jaxpr(lambda g, s, p: apply_chain(tx, g, s, p, accept=True)[0])
     jaxpr = trace(params, opt_state, params).jaxpr
     names = flatten(params).names
     order = flatten(params).order
@@ -74,8 +84,8 @@ def _origin(jaxpr: Any, var: Any) -> Origin:
 
 def _eqn_origin(jaxpr: Any, eqn: Any, var: Any) -> Origin:
     name = eqn.primitive.name
-    if name == "name" and eqn.params["name"] == MARK:
-        return "sparse"
+    if name == "name" and eqn.params["name"] in (MARK, DEAF):
+        return "sparse" if eqn.params["name"] == MARK else "deaf"
     if name in _SAME or name == "name":
         return _origin(jaxpr, eqn.invars[eqn.outvars.index(var)])
     if name in ("broadcast_in_dim", "full_like"):
@@ -93,13 +103,15 @@ def _gated(jaxpr: Any, factors: Sequence[Any]) -> Origin:
 
 
 def _is_gate(jaxpr: Any, var: Any) -> bool:
-    """Whether a value is a bool read as a number."""
+    """Whether a value is one bool read as a number; a mask of them is no gate."""
     eqn = next((e for e in jaxpr.eqns if var in e.outvars), None)
     if isinstance(var, core.Literal) or eqn is None:
         return False
     if eqn.primitive.name == "broadcast_in_dim":
         return _is_gate(jaxpr, eqn.invars[0])
-    return eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == np.bool_
+    source = eqn.invars[0].aval
+    is_cast = eqn.primitive.name == "convert_element_type"
+    return is_cast and source.dtype == np.bool_ and source.shape == ()
 
 
 def _inner_origin(eqn: Any, place: int) -> Origin:
@@ -109,7 +121,5 @@ def _inner_origin(eqn: Any, place: int) -> Origin:
         inner = [eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")]
     if inner is None:
         return "dense"
-    kinds = collections.Counter(_origin(c.jaxpr, c.jaxpr.outvars[place]) for c in inner)
-    if kinds["dense"]:
-        return "dense"
-    return "sparse" if kinds["sparse"] else "still"
+    kinds = {_origin(c.jaxpr, c.jaxpr.outvars[place]) for c in inner}
+    return next(kind for kind in ("dense", "deaf", "sparse", "still") if kind in kinds)

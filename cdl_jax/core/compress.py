@@ -130,8 +130,10 @@ def _quantize(update, residual, levels: float, accept, key) -> tuple[jax.Array, 
     n, dtype = update.size, update.dtype
     acc = jax.lax.optimization_barrier(update + residual)
     step = _power_of_two_above(jnp.max(jnp.abs(acc))) / levels
-    draw = jax.random.uniform(key, acc.shape, dtype)
-    level = jnp.floor(jnp.abs(acc) / jnp.where(step > 0, step, 1) + draw)
+    exact = jnp.abs(acc) / jnp.where(step > 0, step, 1)
+    # The draw is not added: the sum would round, and reach past the last level.
+    up = jax.random.uniform(key, acc.shape, dtype) < exact - jnp.floor(exact)
+    level = jnp.floor(exact) + up.astype(dtype)
     sent = jnp.where(accept, jnp.sign(acc) * level * step, jnp.zeros((), dtype))
     found = sent != 0
     slot = jnp.cumsum(found, dtype=jnp.int32) - 1
@@ -144,6 +146,6 @@ def _quantize(update, residual, levels: float, accept, key) -> tuple[jax.Array, 
 
 def _power_of_two_above(x: jax.Array) -> jax.Array:
     mantissa, exponent = jnp.frexp(x)
-    return jnp.ldexp(jnp.ones((), x.dtype), exponent - (mantissa == 0.5))
+    return jnp.ldexp(jnp.ones((), x.dtype), exponent - (mantissa == 0.5).astype(exponent.dtype))
 
 

@@ -90,6 +90,31 @@ class SparseUpdate:
     fingerprint: bytes
 
 
+def check_update(update: SparseUpdate, spec: TreeSpec) -> None:
+    """Whether an update, with NumPy arrays and no padding, fits a tree.
+
+    Raises:
+      ValueError: says what does not: fingerprint, leaf, dtype, or a position past the end.
+    """
+    if update.fingerprint != spec.fingerprint:
+        raise ValueError(
+            f"it is for a model of fingerprint {update.fingerprint.hex()}, this one has "
+            f"{spec.fingerprint.hex()}"
+        )
+    for places, indices, values in zip(
+        update.sections, update.indices, update.values, strict=True
+    ):
+        if places[-1] >= len(spec.leaves):
+            raise ValueError(f"it changes leaf {places[-1]} of {len(spec.leaves)}")
+        leaves = [spec.leaves[i] for i in places]
+        dtypes = {leaf.dtype for leaf in leaves}
+        expected = leaves[0].dtype if len(dtypes) == 1 else "uint32"
+        if values.dtype.name != expected:
+            raise ValueError(f"{leaves[0].name} is {expected}, its new values {values.dtype.name}")
+        if indices.size and int(indices[-1]) >= sum(leaf.size for leaf in leaves):
+            raise ValueError(f"position {indices[-1]} is past the end of {leaves[-1].name}")
+
+
 def escape(key: object) -> str:
     """One key of a canonical path."""
     return str(key).replace("~", "~0").replace("/", "~1")

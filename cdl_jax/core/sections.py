@@ -1,7 +1,7 @@
 """One section of an update over its leaves: gather, write and hash k entries, in O(k).
 
-Leaves are handled as flat arrays of bits (`tree.to_bits`): a float moved as a float may lose its
-subnormals, moved as an unsigned integer it cannot.
+Leaves are handled as flat arrays of their own dtype, the entries of an update as bits. To view a
+whole leaf as bits would copy it: XLA's CPU and GPU run a bitcast to another dtype as a kernel.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core import digest, layout
-from cdl_jax.core.tree import from_bits, to_bits
+from cdl_jax.core.tree import from_bits, is_trainable, to_bits
 
 INT32_MAX = 2**31 - 1
 
@@ -75,14 +75,14 @@ def gather(section: Section, flats: list[jax.Array], indices: jax.Array) -> jax.
     lies beyond it to its successors, which overwrite it.
     """
     if len(flats) == 1:
-        return flats[0].at[indices].get(mode="fill", fill_value=0, **_ORDERED)
+        return to_bits(flats[0]).at[indices].get(mode="fill", fill_value=0, **_ORDERED)
     starts, offsets, longest = _starts(section, indices)
     padded = jnp.pad(indices, (0, longest), constant_values=INT32_MAX)
     out = jnp.zeros(indices.size + longest, section.bits)
     for t, flat in enumerate(flats):
         span = min(indices.size, flat.size)
         local = jax.lax.dynamic_slice(padded, (starts[t],), (span,)) - offsets[t]
-        found = flat.at[local].get(mode="fill", fill_value=0, indices_are_sorted=True)
+        found = to_bits(flat).at[local].get(mode="fill", fill_value=0, indices_are_sorted=True)
         out = jax.lax.dynamic_update_slice(out, found.astype(section.bits), (starts[t],))
     valid = indices < section.total
     return jnp.where(valid, out[: indices.size], jnp.zeros((), section.bits))
@@ -93,7 +93,7 @@ def scatter(
 ) -> list[jax.Array]:
     """The leaves with `bits` written at `indices`; slots of padding are dropped."""
     if len(flats) == 1:
-        return [flats[0].at[indices].set(bits, mode="drop", **_ORDERED)]
+        return [_set(flats[0], indices, bits, **_ORDERED)]
     starts, offsets, longest = _starts(section, indices)
     padded = jnp.pad(indices, (0, longest), constant_values=INT32_MAX)
     values = jnp.pad(bits, (0, longest))
@@ -101,8 +101,8 @@ def scatter(
     for t, flat in enumerate(flats):
         span = min(indices.size, flat.size)
         local = jax.lax.dynamic_slice(padded, (starts[t],), (span,)) - offsets[t]
-        value = jax.lax.dynamic_slice(values, (starts[t],), (span,)).astype(flat.dtype)
-        out.append(flat.at[local].set(value, mode="drop", indices_are_sorted=True))
+        value = jax.lax.dynamic_slice(values, (starts[t],), (span,))
+        out.append(_set(flat, local, value, indices_are_sorted=True))
     return out
 
 
@@ -121,6 +121,19 @@ def change(section: Section, indices: jax.Array, old: jax.Array, new: jax.Array)
 
 
 _ORDERED: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
+
+
+def _set(flat: jax.Array, indices: jax.Array, bits: jax.Array, **how: bool) -> jax.Array:
+    """Writes bits into a leaf, every other entry keeps its own."""
+    bits = bits.astype(layout.bits_dtype(flat.dtype))
+    if flat.dtype.name in _MOVED or not is_trainable(flat):
+        return flat.at[indices].set(from_bits(bits, flat.dtype), mode="drop", **how)
+    return from_bits(to_bits(flat).at[indices].set(bits, mode="drop", **how), flat.dtype)
+
+
+# XLA's CPU (jax 0.10) scatters other floats as wider ones, which quiets signalling NaNs and
+# flushes subnormals: they go as bits, at the price of a copy.
+_MOVED = ("float16", "float32", "float64")
 
 
 def _starts(section: Section, indices: jax.Array) -> tuple[jax.Array, np.ndarray, int]:

@@ -11,7 +11,7 @@ import optax
 
 from cdl_jax.core import chain, compress, layout, sections, sparsify
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.tree import Sorted, flatten, from_bits, is_trainable, to_bits, tree_spec
+from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits, tree_spec
 
 PARAMS, MODEL_STATE = "params/", "model_state/"
 
@@ -75,7 +75,9 @@ def ship(
     spec = tree_spec(tree)
     if update == "sparse":
         entries = _selected(tree, spec, proposal, tx, uncovered)
-        density = model_state_density or _density_of(spec, entries)
+        density = model_state_density
+        if density is None:
+            density = _density_of(spec, entries)
         compress.top_k(density)  # says which densities can be
         entries += _moved(tree, spec, proposal, density)
     elif update in ("dense", "changed"):
@@ -94,12 +96,19 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
     before = chain.sparsifier_state(proposal.old_state)
     trained = jax.tree.map(lambda x: x if is_trainable(x) else None, tree["params"])
     origins = chain.leaf_origins(tx, trained, proposal.old_state)
-    dense = [name for name, origin in origins.items() if origin == "dense"]
+    params = _by_name(flatten(trained))
+    dense = [name for name, origin in origins.items() if origin == "dense" and params[name].size]
     if dense and uncovered != "ship":
         raise ValueError(
             f"the optax chain changes {', '.join(dense)} behind or beside its sparsifier; put "
             "the sparsifier last and over all leaves, or make_step(..., uncovered='ship') sends "
             "these leaves whole"
+        )
+    if "deaf" in origins.values():
+        raise ValueError(
+            "a wrapper in the optax chain keeps the extra argument `accept` from the sparsifier, "
+            "so a non-finite step could not be skipped; pass **extra_args on and wrap it as an "
+            "optax.GradientTransformationExtraArgs"
         )
     # MultiSteps hands back the old selection on a silent micro-step: the count tells.
     emitted = state.count != before.count
@@ -176,7 +185,7 @@ def _only_changed(tree, spec, entries: list[Entry]) -> list[Entry]:
 
 def _write(tree, spec, digest, entries: list[Entry]) -> Shipped:
     flat = flatten(tree)
-    flats = [to_bits(leaf).reshape(-1) for leaf in flat.leaves]
+    flats = [leaf.reshape(-1) for leaf in flat.leaves]
     plans = [sections.make_section(spec, e.places, e.indices.size) for e in entries]
     olds = [
         sections.gather(plan, [flats[i] for i in plan.places], e.indices)
@@ -191,7 +200,7 @@ def _write(tree, spec, digest, entries: list[Entry]) -> Shipped:
         written = sections.scatter(plan, part, entry.indices, bits)
         for i, leaf in zip(plan.places, written, strict=True):
             flats[i] = leaf
-    leaves = [from_bits(f.reshape(x.shape), x.dtype) for f, x in zip(flats, flat.leaves, strict=True)]
+    leaves = [f.reshape(x.shape) for f, x in zip(flats, flat.leaves, strict=True)]
     return Shipped(flat.rebuild(leaves), digest, entries, spec)
 
 

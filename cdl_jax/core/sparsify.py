@@ -10,7 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from cdl_jax.core import compress, layout, sections
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits
 
-MARK = "cdl_jax.sparsified"  # names the transform's output in the jaxpr, see core.chain
+# They name the transform's output in the jaxpr, see core.chain: with and without `accept`.
+MARK, DEAF = "cdl_jax.sparsified", "cdl_jax.sparsified_without_accept"
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -71,14 +72,17 @@ def error_feedback(
             ),
         )
 
-    def update_fn(updates, state, params=None, *, accept=True, **extra_args):
+    def update_fn(updates, state, params=None, *, accept=None, **extra_args):
         del extra_args
         if params is None:
             raise ValueError("error_feedback needs the params: call tx.update(grads, state, params)")
-        accept = jnp.asarray(accept)
+        mark = DEAF if accept is None else MARK
+        accept = jnp.asarray(True if accept is None else accept)
         flat_u, flat_p, flat_r = flatten(updates), flatten(params), flatten(state.residual)
         _check_structure(flat_u, flat_p)
         plans = _plans(params, compressor)
+        if not plans:
+            return updates, state._replace(count=state.count + accept.astype(jnp.int32))
         members = [i for plan in plans for i in plan.places]
         accumulate = [_flat(flat_u.leaves[i], flat_r.leaves[i].dtype) for i in members]
         indices, sent, kept = compressor.compress(
@@ -93,6 +97,8 @@ def error_feedback(
         outgoing, values = list(flat_u.leaves), []
         for plan, at, increments in zip(plans, indices, sent, strict=True):
             values.append(_send(plan, at, increments, flat_p, residual, outgoing))
+        for i in members:
+            outgoing[i] = checkpoint_name(outgoing[i], mark)
         left = [
             residual[i].reshape(r.shape) if i in residual else r
             for i, r in enumerate(flat_r.leaves)
@@ -179,8 +185,8 @@ def _send(
     outgoing: list[Any],
 ) -> jax.Array:
     """New absolute values [k]; fills in the emitted leaves and the 16-bit residuals."""
-    bits = [to_bits(flat_p.leaves[i]).reshape(-1) for i in plan.places]
-    old = sections.uncarry(plan, sections.gather(plan, bits, indices))
+    params = [flat_p.leaves[i].reshape(-1) for i in plan.places]
+    old = sections.uncarry(plan, sections.gather(plan, params, indices))
     wide = [residual[i].dtype for i in plan.places][0]
     exact = [flat_p.leaves[i].dtype == residual[i].dtype for i in plan.places]
     if all(exact):
@@ -190,7 +196,7 @@ def _send(
     emitted = _by_leaf(plan, indices, increments, wide)
     for i, leaf in zip(plan.places, emitted, strict=True):
         like = outgoing[i]
-        outgoing[i] = checkpoint_name(leaf.astype(like.dtype).reshape(like.shape), MARK)
+        outgoing[i] = leaf.astype(like.dtype).reshape(like.shape)
     return values
 
 
@@ -198,15 +204,14 @@ def _rounded(plan, indices, old, increments, flat_p, residual) -> jax.Array:
     """Values in leaves narrower than the residual, which keeps acc minus the change applied."""
     values, moved = _round(plan, indices, old, increments)
     left = jnp.where(indices < plan.total, increments - moved, jnp.zeros((), moved.dtype))
-    flats = [to_bits(residual[i]) for i in plan.places]
+    flats = [residual[i] for i in plan.places]
     # Quantised increments leave something at their positions already, hence the sum.
     wide = sections.Section(
         plan.places, plan.sizes, plan.seeds, (increments.dtype.name,) * len(plan.sizes)
     )
     there = sections.uncarry(wide, sections.gather(wide, flats, indices))
     kept = sections.scatter(wide, flats, indices, to_bits(there + left))
-    for i, leaf in zip(plan.places, kept, strict=True):
-        residual[i] = jax.lax.bitcast_convert_type(leaf, increments.dtype)
+    residual.update(zip(plan.places, kept, strict=True))
     return values
 
 
@@ -232,9 +237,8 @@ def _round(plan, indices, old, increments) -> tuple[jax.Array, jax.Array]:
 def _by_leaf(plan: sections.Section, indices, increments, dtype) -> list[jax.Array]:
     """The increments as dense leaves: zeros but at the indices."""
     wide = sections.Section(plan.places, plan.sizes, plan.seeds, (dtype.name,) * len(plan.sizes))
-    zeros = [jnp.zeros(n, layout.bits_dtype(dtype)) for n in plan.sizes]
-    flats = sections.scatter(wide, zeros, indices, to_bits(increments))
-    return [jax.lax.bitcast_convert_type(flat, dtype) for flat in flats]
+    zeros = [jnp.zeros(n, dtype) for n in plan.sizes]
+    return sections.scatter(wide, zeros, indices, to_bits(increments))
 
 
 def _zero_residual(leaf: Any) -> jax.Array:
@@ -244,7 +248,7 @@ def _zero_residual(leaf: Any) -> jax.Array:
 
 
 def _residual_dtype(leaf: Any) -> Any:
-    return jnp.promote_types(leaf.dtype, jnp.float32)
+    return leaf.dtype if leaf.dtype.itemsize == 8 else jnp.dtype(jnp.float32)
 
 
 def _flat(leaf: jax.Array, dtype: Any) -> jax.Array:

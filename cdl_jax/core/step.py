@@ -10,7 +10,7 @@ import optax
 
 from cdl_jax.core import chain, ship
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.tree import is_trainable
+from cdl_jax.core.tree import is_trainable, tree_spec
 from cdl_jax.core.update import digest_words
 
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, Any]]]
@@ -118,7 +118,8 @@ def proactive_step(
 
     Raises:
       ValueError: at trace time, for a chain without exactly one sparsifier, a leaf changed
-        outside it, two empty batches, or batches of different structure.
+        outside it, two empty batches, batches of different structure, or a loss function whose
+        model state changes its paths, shapes or dtypes.
 
     References:
       Prapas et al., Continuous Training and Deployment of Deep Learning Models, 2021,
@@ -130,10 +131,9 @@ def proactive_step(
         lambda p: loss_fn(_merge(p, state.params), state.model_state, batch, _step_key(state)),
         has_aux=True,
     )(trained)
+    model_state = _like(state.model_state, model_state)
     accept = _all_finite(loss, grads)
-    updates, opt_state = optax.with_extra_args_support(tx).update(
-        grads, state.opt_state, trained, accept=accept
-    )
+    updates, opt_state = chain.apply_chain(tx, grads, state.opt_state, trained, accept=accept)
     proposal = ship.Proposal(
         updates=updates,
         old_state=state.opt_state,
@@ -188,7 +188,8 @@ def make_step(
 
 
 def _copy(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+    # With a dtype of their own: a weak one would turn strong in the first step, and recompile.
+    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), tree)
 
 
 def _step_key(state: TrainState) -> jax.Array:
@@ -202,6 +203,18 @@ def _trainable(params: Any) -> Any:
 def _merge(trained: Any, params: Any) -> Any:
     """`params` with its floating leaves taken from `trained`."""
     return jax.tree.map(lambda x, t: x if t is None else t, params, trained)
+
+
+def _like(old: Any, new: Any) -> Any:
+    """The new model state, which must look like the old one; None stands for none."""
+    new = {} if new is None else new
+    odd = set(tree_spec(new).leaves) ^ set(tree_spec(old).leaves)
+    if odd or jax.tree.structure(new) != jax.tree.structure(old):
+        raise ValueError(
+            "loss_fn returned a model state unlike the one it was given: it differs in "
+            f"{sorted(odd, key=str) or 'its containers'}; keep paths, shapes, dtypes and containers"
+        )
+    return new
 
 
 def _concatenate(history: Any, stream: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cdl_jax.core import digest, sections
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.tree import flatten, from_bits, to_bits, tree_spec
+from cdl_jax.core.tree import flatten, to_bits, tree_spec
 
 jax.tree_util.register_dataclass(
     SparseUpdate,
@@ -39,7 +39,7 @@ def apply_update(deployed: Any, update: SparseUpdate) -> Any:
       Prapas et al., Continuous Training and Deployment of Deep Learning Models, 2021, section 4.
     """
     flat, plans = _plan(deployed, update)
-    flats = _flat_bits(flat.leaves)
+    flats = _flat(flat.leaves)
     for plan, indices, values in zip(plans, update.indices, update.values, strict=True):
         part = [flats[i] for i in plan.places]
         bits = sections.carry(plan, jnp.asarray(values))
@@ -66,7 +66,7 @@ def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> j
     that gathers, hashes and scatters would copy the whole model.)
     """
     flat, plans = _plan(deployed, update)
-    flats = _flat_bits(flat.leaves)
+    flats = _flat(flat.leaves)
     total = current
     for plan, indices, values in zip(plans, update.indices, update.values, strict=True):
         old = sections.gather(plan, [flats[i] for i in plan.places], indices)
@@ -98,10 +98,10 @@ def tree_digest(tree: Any) -> str:
       ...     {"params": {"w": jnp.zeros(3)}})
       True
     """
-    flat = flatten(tree)
-    if all(isinstance(leaf, np.ndarray) for leaf in flat.leaves):
-        tree_spec(tree)
-        named = dict(zip(flat.names, flat.leaves, strict=True))
+    flat, _ = flatten(tree), tree_spec(tree)
+    # Not through JAX, which without x64 would narrow an 8-byte array.
+    if any(isinstance(leaf, np.ndarray | np.generic) for leaf in flat.leaves):
+        named = dict(zip(flat.names, map(np.asarray, flat.leaves), strict=True))
         return digest.to_hex(digest.numpy_digest(named))
     return digest.to_hex(_digest_words(tree))
 
@@ -124,12 +124,12 @@ def _plan(deployed: Any, update: SparseUpdate) -> tuple[Any, list[sections.Secti
     return flat, made
 
 
-def _flat_bits(leaves: list[Any]) -> list[jax.Array]:
-    return [to_bits(jnp.asarray(leaf)).reshape(-1) for leaf in leaves]
+def _flat(leaves: list[Any]) -> list[jax.Array]:
+    return [jnp.asarray(leaf).reshape(-1) for leaf in leaves]
 
 
 def _unflat(flats: list[jax.Array], like: list[Any]) -> list[jax.Array]:
-    return [from_bits(f.reshape(x.shape), x.dtype) for f, x in zip(flats, like, strict=True)]
+    return [f.reshape(x.shape) for f, x in zip(flats, like, strict=True)]
 
 
 def _leaf_digest(leaf: jax.Array, seed: np.ndarray) -> jax.Array:

@@ -1,0 +1,27 @@
+# Each target starts from a bare checkout: it makes .venv, installs, runs.
+PYTHON ?= python3
+VENV ?= .venv
+DATASET ?= digits
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test lint fuzz lenet5-digests paired clean
+
+$(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m experiments.demo --dataset $(DATASET)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) runs build

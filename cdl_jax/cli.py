@@ -1,0 +1,199 @@
+"""The command line: cdl-jax train | replica | inspect."""
+
+import dataclasses
+import pathlib
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
+
+import tomli_w
+import tyro
+
+from cdl_jax.errors import CdlError, ConfigError
+
+INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplicaConfig:
+    """Settings of `cdl-jax replica`."""
+
+    log: str | None = None
+    """Log of versions to follow: a folder or URL."""
+    backend: Literal["numpy", "jax"] = "numpy"
+    """numpy needs no JAX; jax holds the model on JAX's default device."""
+    run: str | None = None
+    """Folder for metrics.jsonl and summary.json. None writes nothing."""
+    verify_every: int = 100
+    """Versions between recomputations of the full digest; 0 does it at the end alone."""
+    poll: float = 0.002
+    """Seconds between looks for the next version."""
+    until: int | None = None
+    """Stop at this version. None: follow until interrupted."""
+    wait: float = 60.0
+    """Seconds to wait for a log that has no snapshot yet."""
+
+    def checked(self) -> Self:
+        """Itself; raises ConfigError for a value that cannot be."""
+        if self.log is None:
+            raise ConfigError("replica needs --log, the folder or URL that a trainer publishes to")
+        for name in ("verify_every", "poll", "wait"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+        return self
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Settings of `cdl-jax inspect`."""
+
+    log: str | None = None
+    """Log of versions to list: a folder or URL."""
+    last: int = 20
+    """Versions to list, counted from the newest."""
+
+    def checked(self) -> Self:
+        """Itself; raises ConfigError for a value that cannot be."""
+        if self.log is None:
+            raise ConfigError("inspect needs --log, the folder or URL of a log")
+        if self.last < 1:
+            raise ConfigError(f"last is {self.last}; give 1 or more")
+        return self
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status. An error a user can mend is one sentence."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run(words)
+    except CdlError as error:
+        print(f"cdl-jax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("cdl-jax: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def train(config: Any) -> int:
+    """`cdl-jax train`: initial training, then the stream, published version by version."""
+    from cdl_jax.train import run
+
+    summary = run(config)
+    print(summary.to_json(), end="")
+    return INTERRUPTED if summary.interrupted else 0
+
+
+def replica(config: ReplicaConfig) -> int:
+    """`cdl-jax replica`: follows a log and keeps its newest version in memory."""
+    from cdl_jax.deploy.follow import follow
+
+    print(follow(config).to_json(), end="")
+    return 0
+
+
+def inspect(config: InspectConfig) -> int:
+    """`cdl-jax inspect`: a log's versions, sizes and digests."""
+    from cdl_jax.deploy.inspect import show
+
+    show(config.log or "", config.last)
+    return 0
+
+
+def _run(words: list[str]) -> int:
+    commands = {"train": train, "replica": replica, "inspect": inspect}
+    if not words or words[0] not in commands:
+        return _usage(words, commands)
+    name = words[0]
+    config_type = _config_type(name)
+    words, path = _take(words[1:], "--config")
+    show = "--print-config" in words
+    config = _parse(name, config_type, [w for w in words if w != "--print-config"], path)
+    if show:
+        print(tomli_w.dumps({k: v for k, v in vars(config).items() if v is not None}), end="")
+        return 0
+    return commands[name](config)
+
+
+def _config_type(name: str) -> Any:
+    if name == "train":
+        try:
+            from cdl_jax.train.config import TrainConfig
+        except ImportError as error:
+            raise ConfigError(f"train needs more: pip install 'cdl_jax[all]' ({error})") from error
+        return TrainConfig
+    return {"replica": ReplicaConfig, "inspect": InspectConfig}[name]
+
+
+def _parse(name: str, config_type: Any, words: list[str], path: str | None) -> Any:
+    """Flags over a TOML file over defaults; values are checked once all are together."""
+    given = {} if path is None else _toml(path, config_type)
+    note = "--config FILE reads any of these from TOML; --print-config prints them and stops."
+    return tyro.cli(
+        config_type,
+        prog=f"cdl-jax {name}",
+        args=words,
+        default=config_type(**given),
+        description=f"{config_type.__doc__}\n\n{note}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    ).checked()
+
+
+def _toml(path: str, config_type: Any) -> dict[str, Any]:
+    try:
+        given = tomllib.loads(pathlib.Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}") from error
+    known = {field.name: field.type for field in dataclasses.fields(config_type)}
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"--config {path} sets {name!r}; known are {', '.join(known)}")
+        if not _fits(value, known[name]):
+            raise ConfigError(f"--config {path} sets {name} to {value!r}; give {known[name]}")
+    return given
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    allowed = getattr(kind, "__args__", (kind,))
+    if any(isinstance(a, str) for a in allowed):
+        return value in allowed
+    if isinstance(value, bool):
+        return bool in allowed
+    return type(value) in allowed or (isinstance(value, int) and float in allowed)
+
+
+def _take(words: list[str], flag: str) -> tuple[list[str], str | None]:
+    """The words without a flag and its value, and the value."""
+    for i, word in enumerate(words):
+        if word == flag:
+            if i + 1 == len(words):
+                raise ConfigError(f"{flag} needs a file")
+            return words[:i] + words[i + 2 :], words[i + 1]
+        if word.startswith(flag + "="):
+            return words[:i] + words[i + 1 :], word.partition("=")[2]
+    return words, None
+
+
+def _usage(words: list[str], commands: dict[str, Callable[[Any], int]]) -> int:
+    text = "\n".join(
+        f"  {name:8} {(f.__doc__ or '').split(': ', 1)[1]}" for name, f in commands.items()
+    )
+    usage = f"usage: cdl-jax COMMAND [--help] [flags]\n\n{text}"
+    if words and words[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    wrong = f"cdl-jax: {words[0]!r} is no command\n" if words else ""
+    print(wrong + usage, file=sys.stderr)
+    return 2
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""A replica as a process: follow a log, write down every version served."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any, Protocol
+
+from cdl_jax.core import digest as digests
+from cdl_jax.deploy.log import open_log
+from cdl_jax.deploy.replica import Replica, model_factory
+from cdl_jax.errors import LogError, RefusedUpdateError
+
+RETRY_SECONDS = 1.0
+
+
+class FollowConfig(Protocol):
+    """What `follow` needs to know; `cli.ReplicaConfig` says what each means."""
+
+    log: Any
+    backend: Any
+    run: Any
+    verify_every: Any
+    poll: Any
+    until: Any
+    wait: Any
+
+
+@dataclasses.dataclass
+class FollowSummary:
+    """The outcome of following, as summary.json holds it."""
+
+    version: int
+    digest: str  # full, over every entry of the version served last
+    versions: int = 0  # taken by this process
+    full_digests: int = 0  # recomputed over all entries and found equal to the running one
+    refused: int = 0
+
+    def to_json(self) -> str:
+        """JSON, one field a line."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def follow(config: FollowConfig) -> FollowSummary:
+    """Follows a log until `config.until` or a KeyboardInterrupt; ends with a full digest.
+
+    Raises:
+      LogError: when there is no such log, or none appears within `config.wait` seconds.
+    """
+    replica = _first(config)
+    summary = FollowSummary(replica.version, "")
+    with _lines(config.run) as lines:
+        try:
+            while config.until is None or replica.version < config.until:
+                if not _advance(replica, config, summary, lines):
+                    time.sleep(config.poll)
+        except KeyboardInterrupt:
+            pass
+    summary.version, summary.digest = replica.version, replica.full_digest()
+    if config.run is not None:
+        (pathlib.Path(config.run) / "summary.json").write_text(summary.to_json())
+    return summary
+
+
+def _advance(replica: Replica, config: FollowConfig, summary: FollowSummary, lines: Any) -> bool:
+    try:
+        size = replica.advance()
+    except RefusedUpdateError as error:
+        _say(error, summary)
+        return False
+    if size is None:
+        return False
+    record = {"version": replica.version, "served_at": time.time(), "bytes": size}
+    if config.verify_every and replica.version % config.verify_every == 0:
+        record["full_digest"] = replica.full_digest()
+        summary.full_digests += 1
+    else:
+        record["digest"] = digests.to_hex(replica.digest)
+    summary.versions += 1
+    lines.write(json.dumps(record) + "\n")
+    return True
+
+
+def _say(error: RefusedUpdateError, summary: FollowSummary) -> None:
+    summary.refused += 1
+    print(f"cdl-jax: {error}; the replica serves on", flush=True)
+    time.sleep(RETRY_SECONDS)
+
+
+def _first(config: FollowConfig) -> Replica:
+    """The replica, once the log has begun: its trainer may still be at the initial model."""
+    end = time.monotonic() + config.wait
+    while True:
+        try:
+            return Replica(open_log(config.log), model_factory(config.backend))
+        except LogError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(min(0.1, config.wait))
+
+
+def _lines(run: str | None) -> Any:
+    if run is None:
+        return open("/dev/null", "w")
+    folder = pathlib.Path(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / "metrics.jsonl").open("w", buffering=1)
+    except OSError as error:
+        raise LogError(f"cannot write into the run folder {folder}: {error.strerror}") from error

@@ -1,0 +1,48 @@
+"""A log in a table: versions, sizes, entries, digests."""
+
+import rich.console
+import rich.table
+
+from cdl_jax.core import digest as digests
+from cdl_jax.deploy.log import UpdateLog, open_log
+from cdl_jax.errors import LogError
+from cdl_jax.wire import WireError, decode_update, read_header
+
+
+def show(url: str, last: int) -> None:
+    """Prints a log's first record and its newest `last` versions.
+
+    Raises:
+      LogError: when there is no log, or nothing in it.
+    """
+    log = open_log(url)
+    manifest, head = log.manifest(), log.head()
+    if manifest is None or head is None:
+        raise LogError(f"the log {url} is empty; start a trainer on it first")
+    console = rich.console.Console()
+    entries = sum(leaf.size for leaf in manifest.spec.leaves)
+    console.print(
+        f"log {url}  lineage {manifest.lineage.hex()}\n"
+        f"{len(manifest.spec.leaves)} tensors, {entries:,} entries, fingerprint "
+        f"{manifest.spec.fingerprint.hex()}\n"
+        f"head {head}, newest snapshot {log.newest_snapshot()}",
+        highlight=False,
+    )
+    console.print(_table(log, range(max(1, head - last + 1), head + 1)))
+
+
+def _table(log: UpdateLog, versions: range) -> rich.table.Table:
+    table = rich.table.Table("version", "bytes", "entries", "digest", box=None)
+    for version in versions:
+        blob = log.read(version)
+        if blob is not None:
+            table.add_row(str(version), f"{len(blob):,}", *_described(blob))
+    return table
+
+
+def _described(blob: bytes) -> tuple[str, str]:
+    try:
+        digest = digests.to_hex(read_header(blob).digest)
+        return f"{int(decode_update(blob).counts.sum()):,}", digest
+    except WireError as error:
+        return "-", f"damaged: {error}"

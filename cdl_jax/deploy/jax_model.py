@@ -1,0 +1,73 @@
+"""A deployed tree on a JAX device, changed in place by donation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdl_jax.core import tree as trees
+from cdl_jax.core.layout import SparseUpdate, dtype_of, nested
+from cdl_jax.core.update import apply_update_in_place, digest_words, updated_digest
+from cdl_jax.errors import LogError
+from cdl_jax.wire import Snapshot
+
+_full_digest = jax.jit(digest_words)
+
+
+class JaxModel:
+    """Holds a tree of JAX arrays, changes k entries of it in O(k), hashes it."""
+
+    def __init__(self, snapshot: Snapshot, template: Any = None):
+        """Loads a snapshot into nested dicts, or into the structure of `template`."""
+        self.spec = snapshot.spec
+        # A copy, since JAX on a CPU may take over a NumPy buffer, which must not be donated.
+        arrays = {name: jnp.array(x, copy=True) for name, x in snapshot.tensors.items()}
+        self._tree = nested(arrays) if template is None else _placed(arrays, template)
+
+    def tree(self) -> Any:
+        """The tree; its arrays are gone after the model's next change."""
+        return self._tree
+
+    def tensors(self) -> dict[str, Any]:
+        """The arrays by canonical path."""
+        return dict(zip(*trees.flatten(self._tree)[:2], strict=True))
+
+    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
+        """The digest after an update, given the one before; writes nothing, O(k)."""
+        return np.asarray(updated_digest(self._tree, padded(update), jnp.asarray(digest)))
+
+    def apply(self, update: SparseUpdate) -> None:
+        """Writes an update; O(k), unless somebody holds a NumPy view of the arrays."""
+        self._tree = jax.block_until_ready(apply_update_in_place(self._tree, padded(update)))
+
+    def full_digest(self) -> np.ndarray:
+        """The digest over every entry, uint32[4]."""
+        return np.asarray(_full_digest(self._tree))
+
+
+def padded(update: SparseUpdate) -> SparseUpdate:
+    """The update with every section's slots a power of two, so that few programs are compiled."""
+    indices, values = [], []
+    for at, new in zip(update.indices, update.values, strict=True):
+        room = (1 << max(0, int(at.size) - 1).bit_length()) - at.size
+        # From the top of int32 down lies past the end of any section (`make_section` sees to it).
+        tail = np.arange(2**31 - room, 2**31, dtype=np.int64).astype(np.int32)
+        indices.append(np.concatenate([at, tail]))
+        values.append(np.concatenate([new, np.zeros(room, new.dtype)]))
+    return SparseUpdate(
+        tuple(indices), tuple(values), update.counts, update.base, update.version,
+        update.digest, update.sections, update.fingerprint,
+    )  # fmt: skip
+
+
+def _placed(arrays: dict[str, Any], template: Any) -> Any:
+    flat = trees.flatten(template)
+    for name, like in zip(flat.names, flat.leaves, strict=True):
+        if name not in arrays or arrays[name].shape != like.shape:
+            raise LogError(f"the log's model does not fit the template at {name}")
+        if arrays[name].dtype != dtype_of(np.dtype(like.dtype).name):
+            raise LogError(f"{name} is {arrays[name].dtype} in the log, {like.dtype} here")
+    if len(arrays) != len(flat.names):
+        raise LogError(f"the log's model has {len(arrays)} tensors, the template {len(flat.names)}")
+    return flat.rebuild([arrays[name] for name in flat.names])

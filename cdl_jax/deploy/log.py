@@ -1,0 +1,127 @@
+"""The log of versions: what it promises, and how it is opened."""
+
+import dataclasses
+import json
+from typing import Any, Protocol
+
+from cdl_jax.core.layout import TreeSpec
+from cdl_jax.errors import LogError
+
+FORMAT = "cdl_jax.log.1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A log's first record.
+
+    Attributes:
+      lineage: 16 random bytes, in every update of the log.
+      spec: the deployed tree's paths, shapes and dtypes.
+      program: what the bits depend on: jax version, backend, device, threads, flags, form.
+      config: the settings of the run, for people.
+    """
+
+    lineage: bytes
+    spec: TreeSpec
+    program: dict[str, Any]
+    config: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """JSON."""
+        record = {
+            "format": FORMAT,
+            "lineage": self.lineage.hex(),
+            "spec": self.spec.to_json(),
+            "program": self.program,
+            "config": self.config,
+        }
+        return json.dumps(record, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> "Manifest":
+        """Inverse of `to_bytes`; raises LogError for anything else."""
+        try:
+            record = json.loads(blob)
+            if record["format"] != FORMAT:
+                raise ValueError(f"its format is {record['format']!r}, this reader knows {FORMAT!r}")
+            lineage, spec = bytes.fromhex(record["lineage"]), TreeSpec.from_json(record["spec"])
+            return cls(lineage, spec, dict(record["program"]), dict(record["config"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise LogError(f"the log's first record cannot be read: {error}") from error
+
+
+class UpdateLog(Protocol):
+    """Versions by number, without gaps, written once; snapshots of some of them.
+
+    A reader asks for version n + 1 by name and never lists. All blobs are opaque here.
+    """
+
+    name: str
+
+    def manifest(self) -> Manifest | None:
+        """The first record; None for a log that nobody has begun."""
+        ...
+
+    def create(self, manifest: Manifest) -> None:
+        """Writes the first record; raises LogError when there is one."""
+        ...
+
+    def claim(self, *, patience: float = 5.0) -> "Ownership":
+        """Becomes the log's one writer; raises OwnershipError while another lives."""
+        ...
+
+    def append(self, version: int, blob: bytes, owner: "Ownership") -> None:
+        """Writes a version. Finding the same bytes there already is success.
+
+        Raises:
+          OwnershipError: when another writer took the log over.
+          LogError: when other bytes stand there, or the store fails.
+        """
+        ...
+
+    def read(self, version: int) -> bytes | None:
+        """A version's update, or None where there is none yet."""
+        ...
+
+    def head(self) -> int | None:
+        """The newest version; None for a log without a snapshot."""
+        ...
+
+    def write_snapshot(self, version: int, blob: bytes, owner: "Ownership") -> None:
+        """Writes a snapshot, then points to it as the newest."""
+        ...
+
+    def newest_snapshot(self) -> int | None:
+        """The newest snapshot's version."""
+        ...
+
+    def read_snapshot(self, version: int) -> bytes:
+        """A snapshot; raises LogError where there is none."""
+        ...
+
+
+class Ownership(Protocol):
+    """A writer's right to a log."""
+
+    def ensure(self) -> None:
+        """Raises OwnershipError when another writer took over."""
+        ...
+
+    def release(self) -> None:
+        """Gives the log back, so that the next writer need not wait."""
+        ...
+
+
+def open_log(url: str, *, create: bool = False) -> UpdateLog:
+    """Opens a log by URL: a folder's path, or `file://`, `memory://`, `s3://`, `gs://`, `az://`.
+
+    Args:
+      url: where the log lies.
+      create: make a local folder that does not exist.
+
+    Raises:
+      LogError: when the folder does not exist or the URL is of another kind.
+    """
+    from cdl_jax.deploy.store_log import open_store_log
+
+    return open_store_log(url, create=create)

@@ -1,0 +1,112 @@
+"""A deployed tree in NumPy: one arena for each width of entry, with a view per leaf."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cdl_jax.core import digest as digests
+from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, ends, nested
+from cdl_jax.wire import Snapshot
+
+
+class Writes(NamedTuple):
+    """An update's entries of one width, as places in that width's arena."""
+
+    width: int
+    at: np.ndarray  # int64 [k]
+    bits: np.ndarray  # unsigned [k]
+    leaf: np.ndarray  # int64 [k], places in the tree's sorted order
+    within: np.ndarray  # int64 [k], positions within the leaf
+
+
+class NumpyModel:
+    """Holds a tree, changes k entries of it in O(k), hashes it. Needs no JAX."""
+
+    def __init__(self, snapshot: Snapshot):
+        self.spec: TreeSpec = snapshot.spec
+        self._widths = [dtype_of(leaf.dtype).itemsize for leaf in self.spec.leaves]
+        self._seeds = np.stack(
+            [digests.seeds(leaf.name, leaf.dtype) for leaf in self.spec.leaves], axis=1
+        )
+        self._offsets = np.zeros(len(self._widths), np.int64)
+        self._arenas = {width: self._fill(width, snapshot) for width in set(self._widths)}
+        self._views = {leaf.name: self._view(i) for i, leaf in enumerate(self.spec.leaves)}
+
+    def tree(self) -> dict[str, Any]:
+        """Nested dicts of read-only views; they change when the model does."""
+        return nested(self._views)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Read-only views by canonical path."""
+        return dict(self._views)
+
+    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
+        """The digest after an update, given the one before; writes nothing, O(k)."""
+        total = digest.copy()
+        for writes in self._writes(update):
+            old = self._arenas[writes.width][writes.at]
+            total += self._change(writes, old)
+        return total
+
+    def apply(self, update: SparseUpdate) -> None:
+        """Writes an update that `layout.check_update` let pass; O(k)."""
+        for writes in self._writes(update):
+            self._arenas[writes.width][writes.at] = writes.bits
+
+    def full_digest(self) -> np.ndarray:
+        """The digest over every entry, uint32[4]."""
+        return digests.numpy_digest(self._views)
+
+    def _fill(self, width: int, snapshot: Snapshot) -> np.ndarray:
+        places = [i for i, w in enumerate(self._widths) if w == width]
+        leaves = [self.spec.leaves[i] for i in places]
+        stops = ends([leaf.size for leaf in leaves])
+        self._offsets[places] = stops[:-1]
+        arena = np.empty(int(stops[-1]), f"u{width}")
+        for leaf, start, stop in zip(leaves, stops, stops[1:], strict=False):
+            values = np.ascontiguousarray(snapshot.tensors[leaf.name]).reshape(-1)
+            arena[start:stop] = values.view(arena.dtype)
+        return arena
+
+    def _view(self, place: int) -> np.ndarray:
+        leaf, start = self.spec.leaves[place], int(self._offsets[place])
+        flat = self._arenas[self._widths[place]][start : start + leaf.size]
+        view = flat.view(dtype_of(leaf.dtype)).reshape(leaf.shape)
+        view.flags.writeable = False
+        return view
+
+    def _writes(self, update: SparseUpdate) -> list[Writes]:
+        parts: dict[int, list[tuple[np.ndarray, ...]]] = {}
+        for places, indices, values in zip(
+            update.sections, update.indices, update.values, strict=True
+        ):
+            bits = np.asarray(values).view(f"u{values.dtype.itemsize}")
+            leaf, within = self._locate(places, indices)
+            at = self._offsets[leaf] + within
+            for width in {self._widths[i] for i in places}:
+                mine = np.asarray([self._widths[i] == width for i in range(len(self._widths))])
+                pick = slice(None) if len(places) == 1 else mine[leaf]
+                part = (at[pick], bits[pick].astype(f"u{width}"), leaf[pick], within[pick])
+                parts.setdefault(width, []).append(part)
+        return [
+            Writes(width, *(np.concatenate(column) for column in zip(*rows, strict=True)))
+            for width, rows in parts.items()
+        ]
+
+    def _locate(self, places: tuple[int, ...], indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        positions = np.asarray(indices).astype(np.int64)
+        if len(places) == 1:
+            return np.full(positions.size, places[0]), positions
+        starts = ends([self.spec.leaves[i].size for i in places])[:-1]
+        which = np.searchsorted(starts, positions, side="right") - 1
+        return np.asarray(places)[which], positions - starts[which]
+
+    def _change(self, writes: Writes, old: np.ndarray) -> np.ndarray:
+        words = max(1, writes.width // 4)
+        before = old.view("<u4") if words == 2 else old.astype(np.uint32)
+        after = writes.bits.view("<u4") if words == 2 else writes.bits.astype(np.uint32)
+        places = (np.repeat(writes.within * words, words)).astype(np.uint32)
+        if words == 2:
+            places[1::2] += np.uint32(1)
+        seed = self._seeds[:, np.repeat(writes.leaf, words)]
+        return digests.numpy_change(before, after, places, seed)

@@ -1,0 +1,29 @@
+"""Errors that a user can mend. The command line prints them as one sentence."""
+
+
+class CdlError(Exception):
+    """Base of the errors below."""
+
+
+class ConfigError(CdlError):
+    """A setting that cannot be: says the value, the limit and the mend."""
+
+
+class DataError(CdlError):
+    """A data set or stream that is missing or of the wrong shape."""
+
+
+class LogError(CdlError):
+    """A log that cannot be opened, read or written."""
+
+
+class OwnershipError(LogError):
+    """Another writer owns the log, or took it over."""
+
+
+class RefusedUpdateError(LogError):
+    """An update that a replica does not apply: out of order, damaged, foreign, or wrong."""
+
+
+class TrainingError(CdlError):
+    """Training that cannot go on."""

@@ -1,0 +1,5 @@
+"""The one error of this package."""
+
+
+class WireError(ValueError):
+    """Bytes that are not what they should be: cut, damaged, foreign or of another format."""
