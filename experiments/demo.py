@@ -100,7 +100,7 @@ def main(options: Options) -> int:
 
 def demonstrate(options: Options, console: Any, children: list[subprocess.Popen[bytes]]) -> int:
     """Trainer and replicas side by side, the kill, the table."""
-    trainer = start(train_command(options, "sparse", log=True)))
+    trainer = start(train_command(options, "sparse", log=True))
     children.append(trainer)
     first, steady = Follower(options, "numpy", "numpy"), Follower(options, "jax", "jax")
     children += [first.process, steady.process]
@@ -117,7 +117,7 @@ def demonstrate(options: Options, console: Any, children: list[subprocess.Popen[
     for follower in (again, steady):
         wait_for(lambda f=follower: f.version() >= summary["versions"], None, "the last version")
     ends = {"numpy replica": again.stop(), "jax replica": steady.stop()}
-    online = start(train_command(options, "online", log=False)))
+    online = start(train_command(options, "online", log=False))
     children.append(online)
     if online.wait():
         raise DemoError(f"the online baseline ended with status {online.returncode}")

@@ -115,6 +115,11 @@ def check_update(update: SparseUpdate, spec: TreeSpec) -> None:
             raise ValueError(f"position {indices[-1]} is past the end of {leaves[-1].name}")
 
 
+def join(root: str, path: str) -> str:
+    """Canonical path of a leaf of a subtree; the subtree may be the leaf itself, of path ""."""
+    return f"{root}/{path}" if path else root
+
+
 def escape(key: object) -> str:
     """One key of a canonical path."""
     return str(key).replace("~", "~0").replace("/", "~1")

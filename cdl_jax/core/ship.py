@@ -13,7 +13,7 @@ from cdl_jax.core import chain, compress, layout, sections, sparsify
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits, tree_spec
 
-PARAMS, MODEL_STATE = "params/", "model_state/"
+PARAMS, MODEL_STATE = "params", "model_state"
 
 
 class Proposal(NamedTuple):
@@ -116,7 +116,7 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
     for places, indices, values in zip(
         sparsify.state_sections(state, spec, PARAMS), state.indices, state.values, strict=True
     ):
-        if not {spec.leaves[i].name[len(PARAMS) :] for i in places} & set(dense):
+        if not {spec.leaves[i].name[len(PARAMS) + 1 :] for i in places} & set(dense):
             total = sum(spec.leaves[i].size for i in places)
             spare = total + jax.lax.iota(jnp.int32, indices.size)
             entries.append(Entry(places, jnp.where(emitted, indices, spare), values))
@@ -143,7 +143,7 @@ def _moved(tree, spec, proposal, density: float) -> list[Entry]:
         spare = old.size + jax.lax.iota(jnp.int32, k)
         indices = jnp.where(proposal.accept, indices, spare)
         values = now.reshape(-1).at[indices].get(mode="fill", fill_value=0)
-        entries.append(Entry((_place(spec, MODEL_STATE + name),), indices, values))
+        entries.append(Entry((_place(spec, MODEL_STATE, name),), indices, values))
     return entries
 
 
@@ -163,7 +163,7 @@ def _dense_leaves(tree, spec, proposal, names: set[str]) -> list[Entry]:
             new = (old + updates[name].astype(old.dtype)).reshape(-1)
             order = jax.lax.iota(jnp.int32, old.size)
             indices = jnp.where(proposal.accept, order, order + old.size)
-            entries.append(Entry((_place(spec, PARAMS + name),), indices, new))
+            entries.append(Entry((_place(spec, PARAMS, name),), indices, new))
     return entries
 
 
@@ -211,8 +211,8 @@ def _distance(old: jax.Array, new: jax.Array) -> jax.Array:
     return (to_bits(new) != to_bits(old)).astype(jnp.float32).reshape(-1)
 
 
-def _place(spec: layout.TreeSpec, name: str) -> int:
-    return [leaf.name for leaf in spec.leaves].index(name)
+def _place(spec: layout.TreeSpec, root: str, name: str) -> int:
+    return [leaf.name for leaf in spec.leaves].index(layout.join(root, name))
 
 
 def _by_name(flat: Sorted) -> dict[str, Any]:

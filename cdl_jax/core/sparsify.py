@@ -135,11 +135,11 @@ def sparsify_top_k(
     return error_feedback(compress.top_k(density, scope=scope))
 
 
-def state_sections(state: ErrorFeedbackState, spec: layout.TreeSpec, prefix: str) -> list[tuple]:
+def state_sections(state: ErrorFeedbackState, spec: layout.TreeSpec, root: str) -> list[tuple]:
     """The sections of a sparsifier's selection, as places in the sorted leaves of `spec`."""
     names = [leaf.name for leaf in spec.leaves]
     covered = [
-        names.index(prefix + name)
+        names.index(layout.join(root, name))
         for name, leaf in zip(*flatten(state.residual)[:2], strict=True)
         if leaf.size
     ]

@@ -33,73 +33,93 @@ class Publisher:
         cls,
         log: UpdateLog,
         owner: Ownership,
-        spec: TreeSpec,
+        deployed: Any,
         *,
-        program: dict[str, Any],
-        config: dict[str, Any],
+        version: int = 0,
+        program: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
         snapshot_every: int = 500,
     ) -> "Publisher":
-        """Begins a log, or stands at the front of one that the same run began.
+        """Begins a log with a snapshot, or stands at the front of one that the same run began.
 
         A run is a function of its settings: started again on its own log it makes the same
         bytes, which `publish` finds there, and goes on where the log ends.
 
+        Args:
+          log, owner: the log, and its `claim`.
+          deployed: the tree as `cdl_jax.deployed(state)` gives it, NumPy or JAX arrays.
+          version: of that tree.
+          program, config: what the bits depend on, in JSON's types; another run's are refused.
+          snapshot_every: versions between snapshots, from 1.
+
         Raises:
           LogError: when the log is of another model, program or configuration.
         """
+        tensors, spec = _named(deployed)
+        mine = Manifest(secrets.token_bytes(16), spec, program or {}, config or {})
         manifest = log.manifest()
         if manifest is None:
-            manifest = Manifest(secrets.token_bytes(16), spec, program, config)
-            log.create(manifest)
-        for what, mine, its in (
+            log.create(manifest := mine)
+        for what, own, found in (
             ("model", spec.to_json(), manifest.spec.to_json()),
-            ("program", program, manifest.program),
-            ("configuration", config, manifest.config),
+            ("program", mine.program, manifest.program),
+            ("configuration", mine.config, manifest.config),
         ):
-            if mine != its:
+            if own != found:
                 raise LogError(
-                    f"the log {log.name} is of another {what} ({_difference(mine, its)}); give a "
-                    "new folder"
+                    f"the log {log.name} is of another {what} ({_difference(own, found)}); give "
+                    "a new folder"
                 )
-        return cls(log, owner, manifest, snapshot_every)
+        publisher = cls(log, owner, manifest, snapshot_every)
+        publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
+        return publisher
 
-    def publish(self, update: SparseUpdate, tensors: dict[str, Any] | None) -> bytes:
-        """Appends one version, and its snapshot where one is due; returns the update's bytes.
+    def publish(self, update: SparseUpdate, deployed: Any = None) -> bytes:
+        """Appends one version, and a snapshot where a tree is given; returns the update's bytes.
 
         Args:
           update: arrays of NumPy or JAX.
-          tensors: the deployed tree at the update's version by canonical path; needed where
-            `snapshot_due` says so.
+          deployed: the tree at the update's version, which `snapshot_due` versions need and the
+            last one deserves. It is read at once and may be donated afterwards.
+
+        Raises:
+          LogError: when the log cannot be written, or when the tree's full digest is not the
+            update's: an entry was changed behind the step's back. Nothing is written then.
         """
+        version, digest = int(update.version), np.asarray(update.digest)
+        tensors = None if deployed is None else _named(deployed)[0]
+        if tensors is not None:
+            self._check(version, tensors, digest)
         blob = encode_update(update, lineage=self.manifest.lineage)
-        version = int(update.version)
         self.log.append(version, blob, self.owner)
         if tensors is not None:
-            self.snapshot(version, tensors, np.asarray(update.digest))
+            self._snapshot(version, tensors, digest)
         return blob
 
     def snapshot_due(self, version: int) -> bool:
         """Whether this version gets a snapshot."""
         return version % self.snapshot_every == 0
 
-    def snapshot(self, version: int, tensors: dict[str, Any], digest: np.ndarray) -> None:
-        """Writes a snapshot, unless the full digest says that the tensors are not that version.
-
-        Raises:
-          LogError: when an entry was changed behind the step's back.
-        """
-        arrays = {name: np.asarray(tensors[name]) for name in sorted(tensors)}
-        full = digests.numpy_digest(arrays)
+    def _check(self, version: int, tensors: dict[str, np.ndarray], digest: np.ndarray) -> None:
+        full = digests.numpy_digest(tensors)
         if not np.array_equal(full, digest):
             raise LogError(
                 f"version {version} has the full digest {digests.to_hex(full)}, its updates lead "
-                f"to {digests.to_hex(digest)}: a parameter was changed outside the step; nothing "
-                "was written, start again from the log's newest snapshot"
+                f"to {digests.to_hex(digest)}: a parameter was changed outside the step; start "
+                "again from the log's newest snapshot"
             )
-        blob = encode_snapshot(
-            Snapshot(self.manifest.spec, arrays, version, self.manifest.lineage, full)
-        )
-        self.log.write_snapshot(version, blob, self.owner)
+
+    def _snapshot(self, version: int, tensors: dict[str, np.ndarray], digest: np.ndarray) -> None:
+        snapshot = Snapshot(self.manifest.spec, tensors, version, self.manifest.lineage, digest)
+        self.log.write_snapshot(version, encode_snapshot(snapshot), self.owner)
+
+
+def _named(deployed: Any) -> tuple[dict[str, np.ndarray], TreeSpec]:
+    """Copies by canonical path: a view would disable the donation of the next step."""
+    from cdl_jax.core import tree  # a writer trains and so has JAX, a reader of this package not
+
+    flat, spec = tree.flatten(deployed), tree.tree_spec(deployed)
+    return {n: np.array(x) for n, x in zip(flat.names, flat.leaves, strict=True)}, spec
 
 
 def _difference(mine: Any, its: Any) -> str:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core import digest as digests
-from cdl_jax.core import tree as trees
 from cdl_jax.core.step import StepInfo, TrainState, deployed, make_step
 from cdl_jax.core.update import tree_digest
 from cdl_jax.data import ImageData, UniformHistory
@@ -59,6 +58,7 @@ class ContinuousTrainer:
         self._deployed_score, self._frozen_score = Prequential(), Prequential()
         self._frozen, self._in_a_row = np.zeros(0, bool), 0
         self._version = int(state.version)
+        self._last_version = self._version - (-self.stream_size // config.trigger)
         leaves = jax.tree.leaves(deployed(state))
         self.summary.dense_bytes = sum(x.nbytes for x in leaves)
 
@@ -88,11 +88,6 @@ class ContinuousTrainer:
         self.summary.seconds = time.monotonic() - begun
         self.summary.digest = tree_digest(deployed(self.state))
         return self.summary
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """The deployed tree by canonical path, copied: a view would disable the donation."""
-        flat = trees.flatten(deployed(self.state))
-        return {n: np.array(x) for n, x in zip(flat.names, flat.leaves, strict=True)}
 
     def _arrivals(self) -> Arrivals:
         config = self._config
@@ -144,8 +139,8 @@ class ContinuousTrainer:
         if self._digest_due(version):
             out["full_digest"] = self._check_digest(info)
         if self._publisher is not None:
-            due = self._publisher.snapshot_due(version)
-            blob = self._publisher.publish(info.update, self.tensors() if due else None)
+            due = self._publisher.snapshot_due(version) or version == self._last_version
+            blob = self._publisher.publish(info.update, deployed(self.state) if due else None)
             out |= {"acknowledged_at": time.time(), "bytes": len(blob)}
         return out
 
@@ -183,7 +178,8 @@ class ContinuousTrainer:
     def _whole_tree_due(self) -> bool:
         publisher = self._publisher
         snapshot = publisher is not None and publisher.snapshot_due(self._version)
-        return snapshot or self._digest_due(self._version)
+        last = self._version == self._last_version
+        return snapshot or last or self._digest_due(self._version)
 
     def _digest_due(self, version: int) -> bool:
         every = self._config.digest_every

@@ -4,10 +4,8 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
 import tomli_w
 
-from cdl_jax.core import tree as trees
 from cdl_jax.core.step import TrainState, deployed, init_state
 from cdl_jax.data import ImageData, load
 from cdl_jax.deploy import Publisher, UpdateLog, open_log
@@ -59,15 +57,17 @@ def _trained(
         state = _initial_state(config, data, model)
         publisher = None
         if log is not None and owner is not None:
-            publisher = _publisher(config, state, log, owner)
+            publisher = Publisher.begin(
+                log,
+                owner,
+                deployed(state),
+                program=program(),
+                config=config.bits_depend_on(),
+                snapshot_every=config.snapshot_every,
+            )
         trainer = ContinuousTrainer(config, data, model, state, publisher, records)
-        if publisher is not None:
-            publisher.snapshot(0, trainer.tensors(), np.asarray(state.digest))
         with Bar(config.strategy, trainer.stream_size) as bar:
             summary = trainer.run(bar)
-        if publisher is not None and summary.versions:
-            final = trainer.tensors()
-            publisher.snapshot(summary.versions, final, np.asarray(trainer.state.digest))
         records.text("summary.json", summary.to_json())
         return summary
     finally:
@@ -93,19 +93,6 @@ def _initial_state(config: TrainConfig, data: ImageData, model: Classifier) -> T
     state = init_state(trained.params, chosen.tx, model_state=trained.model_state, key=key)
     # The optimizer's state carries over (Prapas et al. 2021, section 5); the residual begins at 0.
     return state._replace(opt_state=(trained.opt_state, *state.opt_state[1:]))
-
-
-def _publisher(
-    config: TrainConfig, state: TrainState, log: UpdateLog, owner: Ownership
-) -> Publisher:
-    return Publisher.begin(
-        log,
-        owner,
-        trees.tree_spec(deployed(state)),
-        program=program(),
-        config={k: v for k, v in config.bits_depend_on().items() if v is not None},
-        snapshot_every=config.snapshot_every,
-    )
 
 
 def _check_stream(config: TrainConfig, data: ImageData) -> None:

@@ -1,0 +1,30 @@
+import time
+
+from cdl_jax.train.arrival import Arrivals
+
+
+def test_triggers_cover_the_stream_once_and_the_last_may_be_short():
+    spans = [(t.start, t.stop) for t in Arrivals(10, 31, 8, None)]
+    assert spans == [(10, 18), (18, 26), (26, 31)]
+
+
+def test_unpaced_triggers_are_there_until_the_last():
+    arrivals = Arrivals(0, 16, 8, None)
+    seen = [arrivals.next_is_here() for _ in arrivals]
+    assert seen == [True, False]
+
+
+def test_paced_triggers_wait_for_their_last_sample():
+    arrivals = Arrivals(0, 12, 4, pace=40.0)
+    begin, stamps = time.time(), []
+    for trigger in arrivals:
+        assert not arrivals.next_is_here()
+        stamps.append(trigger.full_at - begin)
+    for stamp, due in zip(stamps, (0.1, 0.2, 0.3), strict=True):
+        assert due - 0.01 <= stamp  # never before it could be full
+    late = Arrivals(0, 8, 4, pace=100.0)
+    iterator = iter(late)
+    next(iterator)
+    time.sleep(0.1)
+    assert late.next_is_here()
+    assert next(iterator).full_at <= time.time() - 0.03  # full when it arrived, not when taken

@@ -1,0 +1,187 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from cdl_jax.data import UniformHistory, load
+from cdl_jax.deploy import Replica, open_log
+from cdl_jax.errors import ConfigError, LogError, TrainingError
+from cdl_jax.train import TrainConfig, run, strategies
+from cdl_jax.train.loop import ContinuousTrainer
+from cdl_jax.train.prequential import Prequential
+
+QUICK = TrainConfig(
+    initial_samples=128, epochs=1, limit=80, trigger=8, batch_size=32, density=0.01,
+    snapshot_every=4, digest_every=1,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    import jax
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not pass under strict
+        yield
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def go(path, **changes):
+    config = dataclasses.replace(QUICK, log=str(path / "log"), run=str(path / "run"), **changes)
+    return run(config.checked())
+
+
+def test_a_run_publishes_what_replicas_serve(tmp_path):
+    summary = go(tmp_path)
+    assert (summary.versions, summary.samples, summary.full_digests) == (10, 80, 10)
+    replica = Replica(open_log(str(tmp_path / "log")))
+    assert replica.version == 10  # the last version has a snapshot
+    assert replica.full_digest() == summary.digest
+    records = lines(tmp_path / "run")
+    assert [r["version"] for r in records] == list(range(1, 11))
+    assert sum(r["bytes"] for r in records) == summary.bytes_sent
+    assert records[-1]["full_digest"] == summary.digest
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] == (
+        sum(r["correct"] for r in records) / 80
+    )
+    for record in records:
+        assert record["full_at"] <= record["made_at"] <= record["acknowledged_at"]
+
+
+def test_the_same_command_again_makes_the_same_bytes_and_goes_on(tmp_path):
+    first = go(tmp_path, limit=50)  # 7 triggers, the last of 2 samples
+    assert first.versions == 7
+    log = open_log(str(tmp_path / "log"))
+    blobs = [log.read(v) for v in range(1, 8)]
+    again = go(tmp_path, limit=50)
+    assert [log.read(v) for v in range(1, 8)] == blobs
+    assert again.digest == first.digest
+    with pytest.raises(LogError, match=r"another configuration \(density is 0.02 here, 0.01"):
+        go(tmp_path, density=0.02)
+    with pytest.raises(LogError, match="another configuration"):
+        go(tmp_path, seed=1)
+    assert [log.read(v) for v in range(1, 8)] == blobs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"strategy": "proactive"}, {"strategy": "online", "trigger": 40}, {"include_new": False},
+     {"compressor": "random_k"}, {"compressor": "quantize", "bits": 2}, {"scope": "global"},
+     {"trigger": 32}],
+)  # fmt: skip
+def test_every_strategy_runs_and_replicates(tmp_path, changes):
+    summary = go(tmp_path, **changes)
+    replica = Replica(open_log(str(tmp_path / "log")))
+    assert replica.full_digest() == summary.digest
+    assert summary.full_digests == summary.versions > 1
+
+
+def test_scores_are_those_of_the_deployed_model_before_it_trains(tmp_path):
+    """Replays the log in NumPy and scores each trigger with the version before it."""
+    from cdl_jax.models import classifier, create_model
+
+    go(tmp_path)
+    data, log = load("digits"), open_log(str(tmp_path / "log"))
+    predict = classifier(create_model("lenet5"), (data.mean, data.std)).predict_fn
+    from cdl_jax.deploy.numpy_model import NumpyModel
+    from cdl_jax.wire import decode_snapshot, decode_update
+
+    model = NumpyModel(decode_snapshot(log.read_snapshot(0)))
+    for record in lines(tmp_path / "run"):
+        start = 128 + 8 * (record["version"] - 1)
+        batch = data.batch(slice(start, start + 8))
+        logits = np.asarray(predict(model.tree()["params"], {}, batch["image"]))
+        assert record["correct"] == int((logits.argmax(1) == batch["label"]).sum())
+        model.apply(decode_update(log.read(record["version"])))
+
+
+def test_history_is_what_came_before_and_new_samples_are_all_there(monkeypatch, tmp_path):
+    drawn = []
+    draw = UniformHistory.draw
+
+    def spy(self, step, available, size):
+        drawn.append((available, size))
+        return draw(self, step, available, size)
+
+    monkeypatch.setattr(UniformHistory, "draw", spy)
+    go(tmp_path, limit=20)
+    assert drawn == [(128, 24), (136, 24), (144, 28)]
+    drawn.clear()
+    go(tmp_path / "b", limit=20, include_new=False)
+    assert drawn == [(136, 32), (144, 32), (148, 32)]
+
+
+def test_a_parameter_changed_behind_the_trainers_back_stops_the_run(tmp_path, monkeypatch):
+    dispatch = ContinuousTrainer._dispatch
+
+    def tampered(self, trigger):
+        pending = dispatch(self, trigger)
+        if self._version == 3:
+            kernel = self.state.params["fc1"]["kernel"]
+            params = self.state.params | {
+                "fc1": self.state.params["fc1"] | {"kernel": kernel.at[0, 0].add(1e-3)}
+            }
+            self.state = self.state._replace(params=params)
+        return pending
+
+    monkeypatch.setattr(ContinuousTrainer, "_dispatch", tampered)
+    with pytest.raises(TrainingError, match="version 3 .* changed outside the step"):
+        go(tmp_path)
+    assert open_log(str(tmp_path / "log")).head() == 2
+
+
+def test_weight_decay_behind_the_sparsifier_stops_the_run(tmp_path, monkeypatch):
+    import optax
+
+    plan = strategies.plan
+
+    def decayed(config):
+        made = plan(config)
+        tail = optax.chain(made.sparsifier, optax.add_decayed_weights(1e-4))
+        return made._replace(sparsifier=tail)
+
+    monkeypatch.setattr("cdl_jax.train.loop.plan", decayed)
+    monkeypatch.setattr("cdl_jax.train.job.plan", decayed)
+    with pytest.raises(ValueError, match="behind or beside its sparsifier"):
+        go(tmp_path)
+
+
+def test_steps_that_are_never_finite_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "cdl_jax.train.loop.ContinuousTrainer._check_digest", lambda self, info: "x"
+    )
+    from cdl_jax.train import loop
+
+    make_step = loop.make_step
+
+    def poisoned(loss_fn, tx, **options):
+        def bad(*args):
+            loss, rest = loss_fn(*args)
+            return loss * float("nan"), rest
+
+        return make_step(bad, tx, **options)
+
+    monkeypatch.setattr(loop, "make_step", poisoned)
+    with pytest.raises(TrainingError, match="5 steps in a row"):
+        go(tmp_path, max_skipped=5)
+
+
+def test_initial_training_that_diverges_says_so(tmp_path):
+    with pytest.raises(TrainingError, match="lower --learning-rate"):
+        go(tmp_path, learning_rate=1e30)
+
+
+def test_a_stream_with_nothing_in_it_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="nothing is left for the stream"):
+        go(tmp_path, initial_samples=1797)
+
+
+def test_prequential_accuracy_counts():
+    score = Prequential()
+    assert score.accuracy == 0
+    score.add(1, 3)
+    score.add(2, 3)
+    assert score.accuracy == 0.5
