@@ -6,61 +6,16 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any
 
 import tomli_w
 import tyro
 
+from cdl_jax.deploy.follow import FollowConfig, follow
+from cdl_jax.deploy.inspect import InspectConfig, show
 from cdl_jax.errors import CdlError, ConfigError
 
 INTERRUPTED = 130
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplicaConfig:
-    """Settings of `cdl-jax replica`."""
-
-    log: str | None = None
-    """Log of versions to follow: a folder or URL."""
-    backend: Literal["numpy", "jax"] = "numpy"
-    """numpy needs no JAX; jax holds the model on JAX's default device."""
-    run: str | None = None
-    """Folder for metrics.jsonl and summary.json. None writes nothing."""
-    verify_every: int = 100
-    """Versions between recomputations of the full digest; 0 does it at the end alone."""
-    poll: float = 0.002
-    """Seconds between looks for the next version."""
-    until: int | None = None
-    """Stop at this version. None: follow until interrupted."""
-    wait: float = 60.0
-    """Seconds to wait for a log that has no snapshot yet."""
-
-    def checked(self) -> Self:
-        """Itself; raises ConfigError for a value that cannot be."""
-        if self.log is None:
-            raise ConfigError("replica needs --log, the folder or URL that a trainer publishes to")
-        for name in ("verify_every", "poll", "wait"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
-        return self
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    """Settings of `cdl-jax inspect`."""
-
-    log: str | None = None
-    """Log of versions to list: a folder or URL."""
-    last: int = 20
-    """Versions to list, counted from the newest."""
-
-    def checked(self) -> Self:
-        """Itself; raises ConfigError for a value that cannot be."""
-        if self.log is None:
-            raise ConfigError("inspect needs --log, the folder or URL of a log")
-        if self.last < 1:
-            raise ConfigError(f"last is {self.last}; give 1 or more")
-        return self
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,19 +41,15 @@ def train(config: Any) -> int:
     return INTERRUPTED if summary.interrupted else 0
 
 
-def replica(config: ReplicaConfig) -> int:
+def replica(config: FollowConfig) -> int:
     """`cdl-jax replica`: follows a log and keeps its newest version in memory."""
-    from cdl_jax.deploy.follow import follow
-
     print(follow(config).to_json(), end="")
     return 0
 
 
 def inspect(config: InspectConfig) -> int:
     """`cdl-jax inspect`: a log's versions, sizes and digests."""
-    from cdl_jax.deploy.inspect import show
-
-    show(config.log or "", config.last)
+    show(config)
     return 0
 
 
@@ -109,9 +60,9 @@ def _run(words: list[str]) -> int:
     name = words[0]
     config_type = _config_type(name)
     words, path = _take(words[1:], "--config")
-    show = "--print-config" in words
+    only_print = "--print-config" in words
     config = _parse(name, config_type, [w for w in words if w != "--print-config"], path)
-    if show:
+    if only_print:
         print(tomli_w.dumps({k: v for k, v in vars(config).items() if v is not None}), end="")
         return 0
     return commands[name](config)
@@ -124,7 +75,7 @@ def _config_type(name: str) -> Any:
         except ImportError as error:
             raise ConfigError(f"train needs more: pip install 'cdl_jax[all]' ({error})") from error
         return TrainConfig
-    return {"replica": ReplicaConfig, "inspect": InspectConfig}[name]
+    return {"replica": FollowConfig, "inspect": InspectConfig}[name]
 
 
 def _parse(name: str, config_type: Any, words: list[str], path: str | None) -> Any:

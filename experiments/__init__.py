@@ -1,0 +1,1 @@
+"""The demo, the experiments and the benchmarks, each a command."""

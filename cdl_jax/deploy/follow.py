@@ -4,26 +4,43 @@ import dataclasses
 import json
 import pathlib
 import time
-from typing import Any, Protocol
+from typing import Any, Literal, Self
 
 from cdl_jax.core import digest as digests
 from cdl_jax.deploy.log import open_log
 from cdl_jax.deploy.replica import Replica, model_factory
-from cdl_jax.errors import LogError, RefusedUpdateError
+from cdl_jax.errors import ConfigError, LogError, RefusedUpdateError
 
 RETRY_SECONDS = 1.0
 
 
-class FollowConfig(Protocol):
-    """What `follow` needs to know; `cli.ReplicaConfig` says what each means."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FollowConfig:
+    """Settings of `cdl-jax replica`."""
 
-    log: Any
-    backend: Any
-    run: Any
-    verify_every: Any
-    poll: Any
-    until: Any
-    wait: Any
+    log: str | None = None
+    """Log of versions to follow: a folder or URL."""
+    backend: Literal["numpy", "jax"] = "numpy"
+    """numpy needs no JAX; jax holds the model on JAX's default device."""
+    run: str | None = None
+    """Folder for metrics.jsonl and summary.json. None writes nothing."""
+    verify_every: int = 100
+    """Versions between recomputations of the full digest; 0 does it at the end alone."""
+    poll: float = 0.002
+    """Seconds between looks for the next version."""
+    until: int | None = None
+    """Stop at this version. None: follow until interrupted."""
+    wait: float = 60.0
+    """Seconds to wait for a log that has no snapshot yet."""
+
+    def checked(self) -> Self:
+        """Itself; raises ConfigError for a value that cannot be."""
+        if self.log is None:
+            raise ConfigError("replica needs --log, the folder or URL that a trainer publishes to")
+        for name in ("verify_every", "poll", "wait"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+        return self
 
 
 @dataclasses.dataclass
@@ -92,7 +109,7 @@ def _first(config: FollowConfig) -> Replica:
     end = time.monotonic() + config.wait
     while True:
         try:
-            return Replica(open_log(config.log), model_factory(config.backend))
+            return Replica(open_log(config.log or ""), model_factory(config.backend))
         except LogError:
             if time.monotonic() >= end:
                 raise

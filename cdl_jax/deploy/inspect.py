@@ -1,20 +1,42 @@
 """A log in a table: versions, sizes, entries, digests."""
 
+import dataclasses
+from typing import Self
+
 import rich.console
 import rich.table
 
 from cdl_jax.core import digest as digests
 from cdl_jax.deploy.log import UpdateLog, open_log
-from cdl_jax.errors import LogError
+from cdl_jax.errors import ConfigError, LogError
 from cdl_jax.wire import WireError, decode_update, read_header
 
 
-def show(url: str, last: int) -> None:
-    """Prints a log's first record and its newest `last` versions.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Settings of `cdl-jax inspect`."""
+
+    log: str | None = None
+    """Log of versions to list: a folder or URL."""
+    last: int = 20
+    """Versions to list, counted from the newest."""
+
+    def checked(self) -> Self:
+        """Itself; raises ConfigError for a value that cannot be."""
+        if self.log is None:
+            raise ConfigError("inspect needs --log, the folder or URL of a log")
+        if self.last < 1:
+            raise ConfigError(f"last is {self.last}; give 1 or more")
+        return self
+
+
+def show(config: InspectConfig) -> None:
+    """Prints a log's first record and its newest versions.
 
     Raises:
       LogError: when there is no log, or nothing in it.
     """
+    url, last = config.log or "", config.last
     log = open_log(url)
     manifest, head = log.manifest(), log.head()
     if manifest is None or head is None:

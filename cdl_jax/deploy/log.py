@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from cdl_jax.core.layout import TreeSpec
 from cdl_jax.errors import LogError
@@ -43,7 +43,9 @@ class Manifest:
         try:
             record = json.loads(blob)
             if record["format"] != FORMAT:
-                raise ValueError(f"its format is {record['format']!r}, this reader knows {FORMAT!r}")
+                raise ValueError(
+                    f"its format is {record['format']!r}, this reader knows {FORMAT!r}"
+                )
             lineage, spec = bytes.fromhex(record["lineage"]), TreeSpec.from_json(record["spec"])
             return cls(lineage, spec, dict(record["program"]), dict(record["config"]))
         except (KeyError, ValueError, TypeError) as error:
@@ -101,7 +103,7 @@ class UpdateLog(Protocol):
 
 
 class Ownership(Protocol):
-    """A writer's right to a log."""
+    """A writer's right to a log; as a context manager it releases at the end."""
 
     def ensure(self) -> None:
         """Raises OwnershipError when another writer took over."""
@@ -110,6 +112,10 @@ class Ownership(Protocol):
     def release(self) -> None:
         """Gives the log back, so that the next writer need not wait."""
         ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def open_log(url: str, *, create: bool = False) -> UpdateLog:

@@ -138,7 +138,7 @@ class StoreLog:
             return True
 
 
-class _explained:  # noqa: N801 - reads as a word in a with statement
+class _explained:
     """Turns a store's failure into one sentence."""
 
     def __init__(self, name: str, deed: str):
@@ -149,7 +149,9 @@ class _explained:  # noqa: N801 - reads as a word in a with statement
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, (BaseError, OSError)):
-            raise LogError(f"cannot {self._deed} the log {self._name}: {_first_line(error)}") from error
+            raise LogError(
+                f"cannot {self._deed} the log {self._name}: {_first_line(error)}"
+            ) from error
 
 
 def _local(path: pathlib.Path, create: bool) -> LocalStore:

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tomli_w
 
 from cdl_jax.core.step import TrainState, deployed, init_state
@@ -82,7 +83,7 @@ def config_toml(config: TrainConfig) -> str:
 def _initial_state(config: TrainConfig, data: ImageData, model: Classifier) -> TrainState:
     chosen = plan(config)
     key = jax.random.key(config.seed)
-    params, model_state = model.init_fn(key, data.images[:1])
+    params, model_state = model.init_fn(key, jnp.asarray(data.images[:1]))
     start = Trained(params, model_state, chosen.optimizer.init(params))
     count, epochs = config.initial_samples, config.epochs
     with Bar("initial training", epochs * -(-count // config.batch_size)) as bar:

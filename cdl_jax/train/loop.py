@@ -20,7 +20,6 @@ from cdl_jax.train.prequential import Prequential
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.strategies import plan
 
-
 _FROZEN_BATCH = 500
 
 
