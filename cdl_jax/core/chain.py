@@ -28,12 +28,14 @@ def apply_chain(
     # MultiSteps takes extra arguments and does not say so by its type: optax would drop them.
     if isinstance(getattr(tx.update, "__self__", None), optax.MultiSteps):
         return tx.update(grads, opt_state, params, accept=accept)
-    update = optax.with_extra_args_support(tx).update
+    update: Any = optax.with_extra_args_support(tx).update
     return update(grads, opt_state, params, accept=accept)
 
 
-def leaf_origins(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> dict[str, Origin]:
-    """For each leaf of the final updates, by path: is it the sparsifier's, zero, or other?
+def leaf_origins(
+    tx: optax.GradientTransformation, params: Any, opt_state: Any
+) -> dict[str, Origin]:
+    """Where each leaf of the final updates comes from, by path.
 
     "sparse" is the sparsifier's own output, perhaps gated by a bool as `optax.MultiSteps` does;
     "deaf" the same where a wrapper keeps `accept` from it; "still" a constant zero

@@ -147,5 +147,3 @@ def _quantize(update, residual, levels: float, accept, key) -> tuple[jax.Array, 
 def _power_of_two_above(x: jax.Array) -> jax.Array:
     mantissa, exponent = jnp.frexp(x)
     return jnp.ldexp(jnp.ones((), x.dtype), exponent - (mantissa == 0.5).astype(exponent.dtype))
-
-

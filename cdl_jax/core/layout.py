@@ -101,9 +101,7 @@ def check_update(update: SparseUpdate, spec: TreeSpec) -> None:
             f"it is for a model of fingerprint {update.fingerprint.hex()}, this one has "
             f"{spec.fingerprint.hex()}"
         )
-    for places, indices, values in zip(
-        update.sections, update.indices, update.values, strict=True
-    ):
+    for places, indices, values in zip(update.sections, update.indices, update.values, strict=True):
         if places[-1] >= len(spec.leaves):
             raise ValueError(f"it changes leaf {places[-1]} of {len(spec.leaves)}")
         leaves = [spec.leaves[i] for i in places]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.core.layout import ends
+from cdl_jax.native import available
 
 Arrays = tuple[jax.Array, ...]
 Selected = tuple[Arrays, Arrays, Arrays]
@@ -38,8 +39,35 @@ def error_feedback_top_k(
       accept: bool[]; when false the residuals keep their bits and nothing is sent.
 
     Returns:
-      `(indices, sent, residuals)` as the module says.
+      `(indices, sent, residuals)` as the module says. On a CPU float32 goes through the fused
+      kernel of `cdl_jax.native` where that was built.
     """
+
+    def in_xla(updates: Arrays, residuals: Arrays, accept: jax.Array) -> Selected:
+        return xla_top_k(updates, residuals, ks, global_scope=global_scope, accept=accept)
+
+    def in_native(updates: Arrays, residuals: Arrays, accept: jax.Array) -> Selected:
+        from cdl_jax.native import select as native
+
+        return native.error_feedback_top_k(
+            updates, residuals, ks, global_scope=global_scope, accept=accept
+        )
+
+    operands = tuple(updates), tuple(residuals), jnp.asarray(accept)
+    if all(u.dtype == jnp.float32 for u in updates) and available():
+        return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
+    return in_xla(*operands)
+
+
+def xla_top_k(
+    updates: Sequence[jax.Array],
+    residuals: Sequence[jax.Array],
+    ks: tuple[int, ...],
+    *,
+    global_scope: bool,
+    accept: jax.Array,
+) -> Selected:
+    """`error_feedback_top_k` by XLA's own operations, for any backend and float."""
     accs = _accumulate(updates, residuals)
     pick = [
         jnp.sort(jax.lax.top_k(jnp.abs(acc), k)[1].astype(jnp.int32))
@@ -67,7 +95,7 @@ def error_feedback_random_k(
 
 
 def random_positions(key: jax.Array, n: int, k: int) -> jax.Array:
-    """k >= 1 distinct positions below n, uniform over all k-subsets, ascending; int32[k].
+    """Distinct positions below n, k >= 1 of them, uniform over all k-subsets; int32[k], ascending.
 
     Draws in O(k) expected where k is at most n/2: the first k distinct values of a sequence of
     independent draws are a uniform subset, and a sequence that is too short is drawn again.

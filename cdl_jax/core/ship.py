@@ -121,7 +121,9 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
             spare = total + jax.lax.iota(jnp.int32, indices.size)
             entries.append(Entry(places, jnp.where(emitted, indices, spare), values))
         elif len(places) > 1:
-            raise ValueError("global scope cannot ship some of its leaves whole: use scope='tensor'")
+            raise ValueError(
+                "global scope cannot ship some of its leaves whole: use scope='tensor'"
+            )
     names = set(dense)
     return entries + _dense_leaves(tree, spec, proposal, names)
 
@@ -179,7 +181,9 @@ def _only_changed(tree, spec, entries: list[Entry]) -> list[Entry]:
         slot = jnp.cumsum(found, dtype=jnp.int32) - 1
         target = jnp.where(found, slot, n)
         packed = (n + order - slot[-1] - 1).at[target].set(order, mode="drop")
-        kept.append(Entry(places, packed, jnp.zeros_like(values).at[target].set(values, mode="drop")))
+        kept.append(
+            Entry(places, packed, jnp.zeros_like(values).at[target].set(values, mode="drop"))
+        )
     return kept
 
 

@@ -67,15 +67,15 @@ def error_feedback(
             count=jnp.zeros((), jnp.int32),
             residual=jax.tree.map(_zero_residual, params),
             indices=tuple(spare),
-            values=tuple(
-                jnp.zeros(s.size, p.dtype) for s, p in zip(spare, plans, strict=True)
-            ),
+            values=tuple(jnp.zeros(s.size, p.dtype) for s, p in zip(spare, plans, strict=True)),
         )
 
     def update_fn(updates, state, params=None, *, accept=None, **extra_args):
         del extra_args
         if params is None:
-            raise ValueError("error_feedback needs the params: call tx.update(grads, state, params)")
+            raise ValueError(
+                "error_feedback needs the params: call tx.update(grads, state, params)"
+            )
         mark = DEAF if accept is None else MARK
         accept = jnp.asarray(True if accept is None else accept)
         flat_u, flat_p, flat_r = flatten(updates), flatten(params), flatten(state.residual)
@@ -187,7 +187,7 @@ def _send(
     """New absolute values [k]; fills in the emitted leaves and the 16-bit residuals."""
     params = [flat_p.leaves[i].reshape(-1) for i in plan.places]
     old = sections.uncarry(plan, sections.gather(plan, params, indices))
-    wide = [residual[i].dtype for i in plan.places][0]
+    wide = next(residual[i].dtype for i in plan.places)
     exact = [flat_p.leaves[i].dtype == residual[i].dtype for i in plan.places]
     if all(exact):
         values = old + increments

@@ -12,6 +12,7 @@ from cdl_jax.core import chain, ship
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.tree import is_trainable, tree_spec
 from cdl_jax.core.update import digest_words
+from cdl_jax.native import available, finite
 
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, Any]]]
 Update = Literal["sparse", "dense", "changed"]
@@ -172,7 +173,7 @@ def make_step(
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2), (model_state, {})
       >>> from cdl_jax.core.sparsify import sparsify_top_k
-      >>> tx = optax.chain(optax.amsgrad(1e-2), sparsify_top_k(density=0.25))
+      >>> tx = optax.chain(optax.sgd(1e-2), sparsify_top_k(density=0.25))
       >>> state = init_state({"w": jnp.zeros(8)}, tx)
       >>> step = make_step(loss_fn, tx)
       >>> state, info = step(state, None, {"x": jnp.ones((4, 8)), "y": jnp.ones(4)})
@@ -231,8 +232,18 @@ def _concatenate(history: Any, stream: Any) -> Any:
 
 
 def _all_finite(loss: jax.Array, grads: Any) -> jax.Array:
-    checks = [jnp.isfinite(loss)] + [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]
-    return functools.reduce(jnp.logical_and, checks)
+    """Whether the loss and every gradient is finite; one pass over the gradients."""
+
+    def in_xla(leaves: list[jax.Array]) -> jax.Array:
+        checks = [jnp.all(jnp.isfinite(g)) for g in leaves]
+        return functools.reduce(jnp.logical_and, checks, jnp.asarray(True))
+
+    leaves = jax.tree.leaves(grads)
+    if not available():
+        return jnp.isfinite(loss) & in_xla(leaves)
+    return jnp.isfinite(loss) & jax.lax.platform_dependent(
+        leaves, cpu=finite.all_finite, default=in_xla
+    )
 
 
 def _keep_unless(accept: jax.Array, new: Any, old: Any) -> Any:

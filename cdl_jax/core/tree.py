@@ -1,5 +1,6 @@
 """Pytrees by canonical path: flatten in sorted order, specify, view as bits."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ def flatten(tree: Any) -> Sorted:
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = ["/".join(layout.escape(_key(k)) for k in path) for path, _ in paths]
     order = sorted(range(len(names)), key=names.__getitem__)
-    for a, b in zip(order, order[1:], strict=False):
+    for a, b in itertools.pairwise(order):
         if names[a] == names[b]:
             raise ValueError(f"two leaves share the path {names[a]!r}; rename one of their keys")
     return Sorted(

@@ -67,7 +67,8 @@ def load(name: str, *, split: str = "train", data_dir: str | None = None) -> Ima
     Args:
       name: one of `DATASETS`.
       split: "train" or "test"; digits has "train" alone.
-      data_dir: folder of tensorflow_datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      data_dir: folder of tensorflow_datasets; by default $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets.
 
     Raises:
       DataError: when the name is unknown or the data are not there; says how to mend it.

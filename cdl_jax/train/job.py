@@ -13,6 +13,7 @@ from cdl_jax.deploy import Publisher, UpdateLog, open_log
 from cdl_jax.deploy.log import Ownership
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import Classifier, classifier, create_model
+from cdl_jax.native import available
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.initial import Trained, fit
 from cdl_jax.train.loop import ContinuousTrainer
@@ -45,6 +46,7 @@ def program() -> dict[str, Any]:
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
         "flags": os.environ.get("XLA_FLAGS", ""),
         "form": "jit",
+        "native": available(),
     }
 
 

@@ -125,7 +125,9 @@ def _open(blob: bytes) -> tuple[Header, bytes]:
         raise WireError(f"cut short: {len(blob)} bytes, a header alone has {_HEADER.size}")
     _, version, flags, fingerprint, lineage, base, new, digest, length = _HEADER.unpack_from(blob)
     if version != FORMAT or flags:
-        raise WireError(f"format version {version}, flags {flags}: this reader knows {FORMAT} and 0")
+        raise WireError(
+            f"format version {version}, flags {flags}: this reader knows {FORMAT} and 0"
+        )
     if len(blob) != _HEADER.size + length + _CHECKSUM:
         raise WireError(f"{len(blob)} bytes, but header and body make {_HEADER.size + length + 16}")
     if xxhash.xxh3_128_digest(blob[:-_CHECKSUM]) != blob[-_CHECKSUM:]:

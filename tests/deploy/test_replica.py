@@ -30,7 +30,7 @@ def test_replica_is_the_trainer_at_every_version(tmp_path, backend, scope):
         assert replica.version == version
         assert replica.full_digest() == run.digest()
         with replica.lease() as lease:
-            assert as_bits(lease.tree) == as_bits({k: x for k, x in sorted(deployed(run).items())})
+            assert as_bits(lease.tree) == as_bits(dict(sorted(deployed(run).items())))
     assert replica.advance() is None
 
 

@@ -1,0 +1,182 @@
+// XLA typed-FFI handlers for the CPU, handed to Python as capsules.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <deque>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "parallel.h"
+#include "scan.h"
+#include "select.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace cdl {
+namespace {
+
+namespace ffi = xla::ffi;
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+using Bool = ffi::BufferR0<ffi::PRED>;
+
+constexpr int64_t kWorthThreads = int64_t{1} << 17;  // entries; below it waking one costs more
+constexpr int64_t kFiniteChunk = int64_t{1} << 18;
+
+int64_t Threads(ffi::ThreadPool& pool, int64_t entries) {
+  return entries < kWorthThreads ? 1 : std::max<int64_t>(1, pool.num_threads());
+}
+
+// A buffer of the wrong kind is a fault of the Python side: the error becomes the call's.
+template <typename T>
+T Get(ffi::ErrorOr<T> got) {
+  if (!got.has_value()) throw std::invalid_argument(std::string(got.error().message()));
+  return *got;
+}
+
+template <typename Body>
+ffi::Error Guarded(Body body) {
+  try {
+    body();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in a native kernel");
+  } catch (const std::exception& error) {
+    return ffi::Error::InvalidArgument(error.what());
+  }
+  return ffi::Error::Success();
+}
+
+// Operands: accept, updates, residuals. Results: indices, sent, residuals. One selection
+// for each tensor, or a single one over all of them: the number of results says which.
+class TopKCall {
+ public:
+  TopKCall(ffi::RemainingArgs args, ffi::RemainingRets rets)
+      : args_(args), rets_(rets), tensors_((args.size() - 1) / 2),
+        selections_((rets.size() - tensors_) / 2) {}
+
+  std::vector<Segment> Segments(size_t first, size_t last) {
+    std::vector<Segment> segments;
+    int64_t begin = 0;
+    for (size_t t = first; t < last; ++t) {
+      const auto update = Get(args_.get<Floats>(1 + t));
+      const auto old = Get(args_.get<Floats>(1 + tensors_ + t));
+      auto residual = Get(rets_.get<Floats>(2 * selections_ + t));
+      const auto size = static_cast<int64_t>(update.element_count());
+      segments.push_back(
+          {update.typed_data(), old.typed_data(), residual->typed_data(), begin, size});
+      begin += size;
+    }
+    return segments;
+  }
+
+  void Run(ffi::ThreadPool& pool) {
+    int64_t entries = 0;
+    for (size_t t = 0; t < tensors_; ++t) {
+      entries += static_cast<int64_t>(Get(args_.get<Floats>(1 + t)).element_count());
+    }
+    const int64_t threads = Threads(pool, entries);
+    std::deque<Selection> selections;
+    for (size_t s = 0; s < selections_; ++s) {
+      const bool global = selections_ != tensors_;
+      auto indices = Get(rets_.get<Ints>(s));
+      auto sent = Get(rets_.get<Floats>(selections_ + s));
+      selections.emplace_back(Segments(global ? 0 : s, global ? tensors_ : s + 1),
+                              static_cast<int64_t>(indices->element_count()),
+                              indices->typed_data(), sent->typed_data(), threads);
+    }
+    if (!*Get(args_.get<Bool>(0)).typed_data()) {
+      for (Selection& selection : selections) selection.Skip();
+      return;
+    }
+    RunSelections(pool, threads, selections);
+  }
+
+ private:
+  static void RunSelections(ffi::ThreadPool& pool, int64_t threads,
+                            std::deque<Selection>& selections) {
+    std::vector<std::pair<Selection*, int64_t>> parts;
+    for (Selection& selection : selections) {
+      for (int64_t i = 0; i < selection.parts(); ++i) parts.emplace_back(&selection, i);
+    }
+    ParallelFor(pool, threads, static_cast<int64_t>(parts.size()), [&](int64_t i) {
+      const FlushSubnormals flush;
+      parts[static_cast<size_t>(i)].first->RunPart(parts[static_cast<size_t>(i)].second);
+    });
+  }
+
+  ffi::RemainingArgs args_;
+  ffi::RemainingRets rets_;
+  size_t tensors_;
+  size_t selections_;
+};
+
+ffi::Error TopK(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  return Guarded([&] { TopKCall(args, rets).Run(pool); });
+}
+
+void CheckFinite(ffi::ThreadPool& pool, ffi::RemainingArgs args, bool* finite) {
+  std::vector<std::pair<const uint32_t*, int64_t>> chunks;
+  int64_t entries = 0;
+  for (size_t t = 0; t < args.size(); ++t) {
+    const auto array = Get(args.get<Floats>(t));
+    const auto size = static_cast<int64_t>(array.element_count());
+    const auto* bits = static_cast<const uint32_t*>(array.untyped_data());
+    for (int64_t at = 0; at < size; at += kFiniteChunk) {
+      chunks.emplace_back(bits + at, std::min(kFiniteChunk, size - at));
+    }
+    entries += size;
+  }
+  std::atomic<bool> all{true};
+  ParallelFor(pool, Threads(pool, entries), static_cast<int64_t>(chunks.size()), [&](int64_t i) {
+    const auto& [bits, size] = chunks[static_cast<size_t>(i)];
+    if (all.load() && !AllFinite(bits, size)) all.store(false);
+  });
+  *finite = all.load();
+}
+
+ffi::Error Finite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Bool> finite) {
+  return Guarded([&] { CheckFinite(pool, args, finite->typed_data()); });
+}
+
+XLA_FFI_DEFINE_HANDLER(
+    kTopK, TopK,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER(
+    kFinite, Finite, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<Bool>());
+
+PyObject* PyUsePath(PyObject*, PyObject* name) {
+  const char* text = PyUnicode_AsUTF8(name);
+  return text == nullptr ? nullptr : PyBool_FromLong(UsePath(text));
+}
+
+PyMethodDef methods[] = {
+    {"use_path", PyUsePath, METH_O,
+     "Run the kernels by 'scalar', 'avx2' or 'avx512'; False where this machine cannot."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, -1, methods,
+                          nullptr, nullptr, nullptr, nullptr};
+
+bool AddHandler(PyObject* module, const char* name, XLA_FFI_Handler* handler) {
+  PyObject* capsule = PyCapsule_New(reinterpret_cast<void*>(handler), nullptr, nullptr);
+  if (capsule != nullptr && PyModule_AddObject(module, name, capsule) == 0) return true;
+  Py_XDECREF(capsule);
+  return false;
+}
+
+}  // namespace
+}  // namespace cdl
+
+PyMODINIT_FUNC PyInit__kernels() {
+  PyObject* module = PyModule_Create(&cdl::definition);
+  if (module != nullptr && cdl::AddHandler(module, "error_feedback_top_k", cdl::kTopK) &&
+      cdl::AddHandler(module, "all_finite", cdl::kFinite)) {
+    return module;
+  }
+  Py_XDECREF(module);
+  return nullptr;
+}

@@ -1,0 +1,96 @@
+"""Error feedback and exact top-k selection in one pass over memory, on the CPU."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdl_jax.native import available
+
+__all__ = ["error_feedback_top_k"]
+
+_Arrays = tuple[jax.Array, ...]
+
+
+def error_feedback_top_k(
+    updates: Sequence[jax.Array],
+    residuals: Sequence[jax.Array],
+    ks: tuple[int, ...],
+    *,
+    global_scope: bool,
+    accept: jax.Array,
+) -> tuple[_Arrays, _Arrays, _Arrays]:
+    r"""Add, select the k largest magnitudes, send them and keep the rest.
+
+    With :math:`acc = update + residual`, one float32 addition an entry with subnormals
+    flushed to zero, sent and residual partition ``acc`` by bits: each entry is in exactly one
+    of them and +0.0 in the other. Ties go to the lowest flat position.
+
+    One XLA call for all tensors, whatever their number. The residuals are updated in place
+    where their buffers may be reused (donated, or carried by a loop).
+
+    Args:
+        updates: float32 arrays of any shape, n_t entries each.
+        residuals: float32 arrays of the same shapes.
+        ks: how many entries to select, one number a tensor; a single one for all tensors
+            together with ``global_scope``.
+        global_scope: select over the concatenation of all tensors in the order given.
+        accept: bool scalar. When false nothing is selected and the residuals stay as they are.
+
+    Returns:
+        ``(indices, sent, residuals)``. ``indices``: int32[k_t] flat C-order positions,
+        ascending, for each tensor (one int32[k] of positions in the concatenation with
+        ``global_scope``). ``sent``: float32 of the same sizes, ``acc`` at these positions.
+        ``residuals``: ``acc`` with +0.0 at these positions. When ``accept`` is false the
+        indices are n_t, n_t + 1, ... (out of range) and ``sent`` is +0.0.
+
+    Raises:
+        ValueError: shapes or dtypes that do not match, a k outside 0..n, or too many entries
+            for int32 positions.
+        RuntimeError: the kernels are not built; ask :func:`cdl_jax.native.available` first.
+    """
+    if not available():
+        raise RuntimeError(
+            "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
+        )
+    _check_arrays(updates, residuals)
+    sizes = [update.size for update in updates]
+    _check_ks(ks, [sum(sizes)] if global_scope else sizes)
+    results = [jax.ShapeDtypeStruct((k,), jnp.int32) for k in ks]
+    results += [jax.ShapeDtypeStruct((k,), jnp.float32) for k in ks]
+    results += [jax.ShapeDtypeStruct(residual.shape, jnp.float32) for residual in residuals]
+    call = jax.ffi.ffi_call(
+        "cdl_jax_error_feedback_top_k",
+        results,
+        input_output_aliases={1 + len(updates) + t: 2 * len(ks) + t for t in range(len(residuals))},
+        vmap_method="sequential",
+    )
+    out = tuple(call(jnp.asarray(accept, jnp.bool), *updates, *residuals))
+    return out[: len(ks)], out[len(ks) : 2 * len(ks)], out[2 * len(ks) :]
+
+
+def _check_arrays(updates: Sequence[jax.Array], residuals: Sequence[jax.Array]) -> None:
+    if len(updates) != len(residuals):
+        raise ValueError(f"{len(updates)} updates but {len(residuals)} residuals")
+    for t, (update, residual) in enumerate(zip(updates, residuals, strict=True)):
+        if update.shape != residual.shape:
+            raise ValueError(f"tensor {t}: update {update.shape}, residual {residual.shape}")
+        if update.dtype != jnp.float32 or residual.dtype != jnp.float32:
+            raise ValueError(
+                f"tensor {t}: update is {update.dtype}, residual {residual.dtype}; "
+                "both must be float32 (cast the update)"
+            )
+
+
+def _check_ks(ks: tuple[int, ...], sizes: list[int]) -> None:
+    if len(ks) != len(sizes):
+        raise ValueError(f"{len(ks)} values in ks for {len(sizes)} selections")
+    limit = np.iinfo(np.int32).max
+    for k, n in zip(ks, sizes, strict=True):
+        if not 0 <= k <= n:
+            raise ValueError(f"k = {k} is outside 0..{n}, the number of entries")
+        if n + k > limit:
+            raise ValueError(
+                f"{n} entries and k = {k} exceed int32 positions ({limit}); select per tensor"
+            )

@@ -1,0 +1,122 @@
+"""The dense train step of one model against PyTorch's, interleaved in one process.
+
+    python -m experiments.bench.dense_step --model resnet18 --reps 15
+
+Forward, backward and Adam with AMSGrad (lr 1e-3) at batch 128, JAX jitted with donated
+buffers, PyTorch eager in training mode on two threads. Prints one line of JSON: medians and
+quartiles in milliseconds, and the median of the ratios of neighbouring steps. Target ratios
+on two CPU cores: ResNet18 0.80, LeNet5 0.95, the others 1.0. Without PyTorch its columns
+are left out.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+
+from cdl_jax.models import classifier, create_model
+
+SHAPES = {"lenet5": (28, 28, 1)}
+
+
+def make_batch(model: str, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images [B, H, W, C] and labels [B]."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch_size, *SHAPES.get(model, (32, 32, 3))))
+    return images.astype(np.float32), rng.integers(0, 10, batch_size).astype(np.int32)
+
+
+def jax_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """A function that runs one JAX step and waits for it."""
+    init_fn, loss_fn, _ = classifier(create_model(model))
+    tx = optax.amsgrad(1e-3)
+
+    def step(state, batch, key):
+        params, model_state, opt_state = state
+        grads, (model_state, _) = jax.grad(loss_fn, has_aux=True)(params, model_state, batch, key)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), model_state, opt_state
+
+    key = jax.random.key(0)
+    params, model_state = jax.jit(init_fn)(key, images)
+    state = (params, model_state, jax.jit(tx.init)(params))
+    batch = jax.device_put({"image": images, "label": labels})
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
+
+    def run() -> None:
+        nonlocal state
+        state = jax.block_until_ready(compiled(state, batch, key))
+
+    return run
+
+
+def torch_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """A function that runs one eager PyTorch step."""
+    import torch
+
+    from experiments.bench.torch_models import MODELS
+
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    net = MODELS[model](10).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, amsgrad=True)
+    inputs = torch.tensor(np.moveaxis(images, 3, 1).copy())
+    targets = torch.tensor(labels, dtype=torch.int64)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(inputs), targets).backward()
+        optimizer.step()
+
+    return run
+
+
+def interleave(steps: dict[str, Callable[[], None]], reps: int) -> dict[str, np.ndarray]:
+    """Milliseconds of each repetition of each step, taken in turn after two warm-ups."""
+    times = {name: [] for name in steps}
+    for repetition in range(reps + 2):
+        for name, run in steps.items():
+            start = time.perf_counter()
+            run()
+            if repetition >= 2:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def measure(model: str, reps: int, batch_size: int) -> dict[str, object]:
+    """The row that is printed."""
+    batch = make_batch(model, batch_size)
+    start = time.perf_counter()
+    steps = {"jax": jax_step(model, *batch)}
+    row: dict[str, object] = {"model": model, "batch": batch_size, "reps": reps}
+    row["compile_s"] = round(time.perf_counter() - start, 1)
+    row["versions"] = {"python": platform.python_version(), "jax": jax.__version__}
+    if importlib.util.find_spec("torch"):
+        steps["torch"] = torch_step(model, *batch)
+        row["versions"] |= {"torch": importlib.metadata.version("torch")}
+    times = interleave(steps, reps)
+    for name, values in times.items():
+        row[f"{name}_ms"] = [round(q, 2) for q in np.percentile(values, [25, 50, 75])]
+    if "torch" in times:
+        row["ratio"] = round(float(np.median(times["jax"] / times["torch"])), 3)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--reps", type=int, default=15)
+    parser.add_argument("--batch-size", type=int, default=128)
+    arguments = parser.parse_args()
+    print(json.dumps(measure(arguments.model, arguments.reps, arguments.batch_size)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import cdl_jax
+from cdl_jax.core import chain
+from tests.core.helpers import chained, lenient, sparsifier
+
+PARAMS = {"a": jnp.ones(4), "b": {"c": jnp.ones((2, 3))}}
+TOP = sparsifier(cdl_jax.top_k(0.1))
+
+
+def frozen_b(inner):
+    return optax.partition(
+        {"train": inner, "freeze": optax.set_to_zero()},
+        lambda p: {"a": "train", "b": jax.tree.map(lambda _: "freeze", p["b"])},
+    )
+
+
+def only(leaf):
+    return lambda p: {"a": leaf == "a", "b": {"c": leaf == "b/c"}}
+
+
+SIGNS = optax.stateless(lambda u, _: jax.tree.map(lambda x: x * (x > 0).astype(x.dtype), u))
+
+
+@pytest.mark.parametrize(("tx", "a", "c"), [
+    (TOP, "sparse", "sparse"),
+    (chained(optax.adamw(1e-3), TOP), "sparse", "sparse"),
+    (chained(TOP, optax.identity()), "sparse", "sparse"),
+    (chained(optax.adam(1e-3), frozen_b(TOP)), "sparse", "still"),
+    (chained(frozen_b(optax.sgd(0.1)), optax.masked(TOP, only("a"))), "sparse", "still"),
+    (chained(optax.sgd(0.1), optax.masked(TOP, only("a"))), "sparse", "dense"),
+    (chained(TOP, optax.masked(optax.add_decayed_weights(0.1), only("b/c"))), "sparse", "dense"),
+    (chained(TOP, optax.scale(-1e-3)), "dense", "dense"),
+    (chained(TOP, optax.add_decayed_weights(1e-4)), "dense", "dense"),
+    (chained(TOP, optax.clip(1.0)), "dense", "dense"),
+    (chained(TOP, SIGNS), "dense", "dense"),
+    (chained(TOP, optax.adam(1e-3)), "dense", "dense"),
+    (chained(optax.adam(1e-3)), "dense", "dense"),
+    (lenient(optax.apply_if_finite(chained(optax.sgd(0.1), TOP), 2)), "sparse", "sparse"),
+])  # fmt: skip
+def test_origins(tx, a, c):
+    assert chain.leaf_origins(tx, PARAMS, tx.init(PARAMS)) == {"a": a, "b/c": c}
+
+
+def test_multi_steps_is_a_gate_whether_wrapped_or_not():
+    multi = optax.MultiSteps(chained(optax.sgd(0.1), TOP), 2)
+    with jax.numpy_dtype_promotion("standard"):
+        for tx in (multi, multi.gradient_transformation()):
+            origins = chain.leaf_origins(tx, PARAMS, tx.init(PARAMS))
+            assert set(origins.values()) == {"sparse"}
+
+
+def test_one_sparsifier_exactly():
+    assert chain.sparsifier_state(chained(optax.adam(0.1), TOP).init(PARAMS)).count == 0
+    for tx, count in ((optax.adam(0.1), 0), (chained(TOP, optax.sgd(0.1), TOP), 2)):
+        with pytest.raises(ValueError, match=f"has {count} sparsifiers.*exactly one, last"):
+            chain.sparsifier_state(tx.init(PARAMS))
+        assert len(chain.sparsifier_states(tx.init(PARAMS))) == count

@@ -1,0 +1,111 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdl_jax.core import select
+from tests.core.helpers import bits, check_indices
+
+
+def largest(acc, k):
+    """Ascending positions of the k largest magnitudes, NaN above all, ties to the lowest."""
+    magnitude = np.where(np.isnan(acc), 0, np.abs(acc))
+    order = np.lexsort((np.arange(acc.size), -magnitude, ~np.isnan(acc)))
+    return np.sort(order[:k])
+
+
+def pick(form, acc, k):
+    return _pick(form, acc, np.zeros_like(acc), k)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _pick(form, update, residual, k):
+    # The residual comes from outside: XLA would drop the addition of a constant zero.
+    return form([update], [residual], (k,), global_scope=False, accept=jnp.asarray(True))
+
+
+FORMS = [select.error_feedback_top_k, select.xla_top_k]
+
+
+@pytest.mark.parametrize("acc", [
+    [1, -3, 2, 3, -3, 0],
+    [0, 0, 0, 0, 0, 0],
+    [-0.0, 0.0, -0.0, 1e-40, 0.0, -0.0],
+    [1e-3, -1e-3, 1e-3, 1e-3, -1e-3, 1e-3],
+    [np.inf, 1, -np.inf, 2, np.inf, 3],
+    [1, np.nan, np.inf, 2, -np.nan, 3],
+])  # fmt: skip
+@pytest.mark.parametrize("k", [1, 3, 6])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_k_largest_with_ties_to_the_lowest(form, acc, k):
+    acc = np.array(acc, np.float32)
+    expected = largest(np.where(np.abs(acc) < 1e-38, np.copysign(0, acc), acc), k)
+    indices, sent, _ = pick(form, acc, k)
+    np.testing.assert_array_equal(indices[0], expected)
+    np.testing.assert_array_equal(sent[0], np.where(np.abs(acc) < 1e-38, 0, acc)[expected])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_heavily_tied_selection_is_exact(form):
+    rng = np.random.default_rng(0)
+    acc = rng.choice(np.array([0, -0.0, 1e-3, -1e-3, 2e-3], np.float32), 5000)
+    for k in (1, 100, 2500, 4999):
+        np.testing.assert_array_equal(pick(form, acc, k)[0][0], largest(acc, k))
+
+
+@pytest.mark.parametrize("global_scope", [False, True])
+@pytest.mark.parametrize("form", ["top_k", "random_k"])
+def test_a_refused_selection_sends_nothing_and_keeps_bits(form, global_scope):
+    old = [np.array([1.5, -0.0, 2.5], np.float32), np.arange(5, dtype=np.float32)]
+    select_one = getattr(select, f"error_feedback_{form}")
+    key = {"key": jax.random.key(0)} if form == "random_k" else {}
+    indices, sent, kept = jax.jit(
+        lambda u, r, accept: select_one(
+            u, r, (4,) if global_scope else (1, 3), global_scope=global_scope, accept=accept, **key
+        )
+    )([jnp.full(3, jnp.nan), jnp.ones(5)], old, False)
+    for positions, n in zip(indices, [8] if global_scope else [3, 5], strict=True):
+        check_indices(np.asarray(positions), 0, n)
+    assert all((bits(s) == 0).all() for s in sent)
+    for before, after in zip(old, kept, strict=True):
+        np.testing.assert_array_equal(bits(before), bits(after))
+
+
+@pytest.mark.parametrize(("n", "k"), [
+    (1, 1), (2, 1), (7, 1), (7, 3), (7, 4), (1000, 500), (1000, 501), (10**6, 9)
+])  # fmt: skip
+def test_random_positions_are_distinct_ascending_in_range(n, k):
+    draw = jax.jit(lambda key: select.random_positions(key, n, k))
+    for seed in range(3):
+        found = np.asarray(draw(jax.random.key(seed)))
+        assert found.shape == (k,)
+        check_indices(found, k, n)
+
+
+@pytest.mark.parametrize(("n", "k"), [(6, 3), (5, 4), (40, 1)])
+def test_random_positions_are_uniform_over_subsets(n, k):
+    draws = 6000
+    keys = jax.random.split(jax.random.key(1), draws)
+    found = np.asarray(jax.jit(jax.vmap(lambda key: select.random_positions(key, n, k)))(keys))
+    _, counts = np.unique(found, axis=0, return_counts=True)
+    subsets = np.prod(range(n - k + 1, n + 1)) // np.prod(range(1, k + 1))
+    assert len(counts) == subsets
+    expected = draws / subsets
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    freedom = subsets - 1
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_random_positions_draws_again_when_too_few_are_distinct(monkeypatch):
+    draw, calls = jax.random.randint, []
+
+    def constant_at_first(key, shape, *args):
+        calls.append(shape)
+        return jnp.zeros(shape, jnp.int32) if len(calls) == 1 else draw(key, shape, *args)
+
+    monkeypatch.setattr(jax.random, "randint", constant_at_first)
+    found = np.asarray(select.random_positions(jax.random.key(0), 50, 20))
+    assert len(calls) == 2
+    check_indices(found, 20, 50)
