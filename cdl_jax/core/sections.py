@@ -123,7 +123,7 @@ def change(section: Section, indices: jax.Array, old: jax.Array, new: jax.Array)
 _ORDERED: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
-def _set(flat: jax.Array, indices: jax.Array, bits: jax.Array, **how: bool) -> jax.Array:
+def _set(flat: jax.Array, indices: jax.Array, bits: jax.Array, **how: Any) -> jax.Array:
     """Writes bits into a leaf, every other entry keeps its own."""
     bits = bits.astype(layout.bits_dtype(flat.dtype))
     if flat.dtype.name in _MOVED or not is_trainable(flat):

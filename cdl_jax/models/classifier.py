@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-Tree = dict[str, Any]
+Tree = Any  # nested dicts of arrays
 Metrics = dict[str, Array]
 
 
@@ -72,7 +72,8 @@ def classifier(module: nn.Module, normalize: tuple[Any, Any] | None = None) -> C
 
     def predict_fn(params: Tree, model_state: Tree, inputs: Array) -> Array:
         variables = {"params": params, "batch_stats": model_state}
-        return module.apply(variables, prepare(inputs), train=False)
+        logits: Any = module.apply(variables, prepare(inputs), train=False)
+        return logits
 
     return Classifier(init_fn, loss_fn, predict_fn)
 

@@ -186,7 +186,7 @@ class Conv(nn.Module):
             max_pool=self.max_pool,
             formulation=self.formulation,
         )
-        y = conv2d(x, kernel, spec)
+        y: Any = conv2d(x, kernel, spec)
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)
         return y

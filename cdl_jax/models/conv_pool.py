@@ -26,7 +26,7 @@ def blocked_pooled(x: Array, kernel: Array, padding: forms.Padding) -> Array:
         for n, k, ends in zip(x.shape[1:3], (kh, kw), padding, strict=True)
     ]
     blocks = [-(-2 * n // size) for n in pooled]
-    reach = [-(-(k + size - 1) // size) for k in (kh, kw)]
+    reach = tuple(-(-(k + size - 1) // size) for k in (kh, kw))
     x = _to_blocks(x, padding, [b + r - 1 for b, r in zip(blocks, reach, strict=True)], size)
     windows = jnp.concatenate(forms.taps(x, reach, (1, 1)), axis=-1)
     y = forms.matmul(windows.reshape(-1, windows.shape[-1]), _block_kernel(kernel, reach, size))
@@ -48,7 +48,7 @@ def _to_blocks(x: Array, padding: forms.Padding, counts: list[int], size: int) -
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], *counts, -1)
 
 
-def _block_kernel(kernel: Array, reach: list[int], size: int) -> Array:
+def _block_kernel(kernel: Array, reach: tuple[int, ...], size: int) -> Array:
     """The kernel once for each output of a block: [window pixels * C, 4 * (size / 2)^2 * O]."""
     kh, kw, channels, features = kernel.shape
     height, width = (r * size for r in reach)

@@ -1,5 +1,7 @@
 """PyTorch's default initialisation, in Flax's terms."""
 
+from typing import Any
+
 import jax
 from flax.linen import initializers
 from jax import Array
@@ -16,7 +18,8 @@ kaiming_fan_in: Initializer = initializers.variance_scaling(2.0, "fan_in", "norm
 def torch_bias(fan_in: int) -> Initializer:
     """U(-b, b) with b = fan_in^-1/2, the default bias of nn.Conv2d and nn.Linear."""
 
-    def init(key: Array, shape: tuple[int, ...], dtype=float, **_) -> Array:
+    def init(key: Array, shape: Any, dtype: Any = float, out_sharding: Any = None) -> Array:
+        del out_sharding
         bound = fan_in**-0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 

@@ -110,7 +110,7 @@ def measure(model: str, reps: int, batch_size: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--reps", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=128)

@@ -67,7 +67,7 @@ def applied(fn: Callable, x: jax.Array) -> Callable[[], None]:
 def select_columns(update: jax.Array, k: int) -> dict[str, Callable[[], object]]:
     """What is measured for one size and density, by name."""
     magnitudes = np.abs(np.asarray(update))
-    columns = {"add": carried(lambda u, r: (u + r,), update)}
+    columns: dict[str, Callable[[], object]] = {"add": carried(lambda u, r: (u + r,), update)}
     if available():
         columns["native"] = carried(selection(native.error_feedback_top_k, k), update)
     columns |= {
@@ -80,7 +80,7 @@ def select_columns(update: jax.Array, k: int) -> dict[str, Callable[[], object]]
 
 def finite_columns(x: jax.Array) -> dict[str, Callable[[], object]]:
     """The checks that every entry is finite, by name."""
-    columns = {"add": carried(lambda u, r: (u + r,), x)}
+    columns: dict[str, Callable[[], object]] = {"add": carried(lambda u, r: (u + r,), x)}
     if available():
         columns["native"] = applied(lambda x: all_finite([x]), x)
     columns["isfinite"] = applied(lambda x: jnp.isfinite(x).all(), x)
@@ -129,7 +129,7 @@ def environment() -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=float, nargs="+", default=[1e5, 1e6, 1e7, 1e8])
     parser.add_argument("--density", type=float, nargs="+", default=[1e-4, 1e-3, 1e-2])
     parser.add_argument("--reps", type=int, default=15)

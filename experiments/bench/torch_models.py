@@ -151,10 +151,10 @@ def _conv_relu6(inputs: int, outputs: int, size: int, stride: int = 1, groups: i
 class MobileNetV2(nn.Module):
     """Sandler et al. 2018, width 1.0; images [B, 3, H, W]."""
 
-    settings = [
+    settings = (
         (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2),
         (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-    ]  # fmt: skip
+    )  # fmt: skip
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()

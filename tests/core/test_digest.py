@@ -19,7 +19,7 @@ def random_array(shape, dtype, seed=0):
     dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
     count = int(np.prod(shape))
     raw = np.random.default_rng(seed).integers(0, 256, count * dtype.itemsize).astype(np.uint8)
-    return (raw & 1 if dtype == bool else raw).view(dtype).reshape(shape)
+    return (raw & 1 if dtype == np.bool_ else raw).view(dtype).reshape(shape)
 
 
 def by_hand(name, array):

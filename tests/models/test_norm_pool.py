@@ -17,7 +17,7 @@ def inputs(offset: float, shape=(8, 5, 4, 7)):
 
 def variables():
     rng = np.random.default_rng(1)
-    draw = lambda: jnp.asarray(rng.uniform(0.5, 2, 7), jnp.float32)  # noqa: E731
+    draw = lambda: jnp.asarray(rng.uniform(0.5, 2, 7), jnp.float32)
     return {
         "params": {"scale": draw(), "bias": draw()},
         "batch_stats": {"mean": draw(), "var": draw()},
@@ -35,9 +35,7 @@ def test_running_statistics_are_torchs(offset, rtol):
     np.testing.assert_allclose(
         new["batch_stats"]["mean"], 0.9 * stats["mean"] + 0.1 * mean, rtol=1e-6
     )
-    np.testing.assert_allclose(
-        new["batch_stats"]["var"], 0.9 * stats["var"] + 0.1 * var, rtol=rtol
-    )
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 * stats["var"] + 0.1 * var, rtol=rtol)
 
 
 def test_little_cancels_once_the_running_mean_is_near():
