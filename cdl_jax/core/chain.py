@@ -26,9 +26,9 @@ def apply_chain(
 ) -> tuple[Any, Any]:
     """`tx.update` with `accept` passed on to the sparsifier inside."""
     # MultiSteps takes extra arguments and does not say so by its type: optax would drop them.
-    if isinstance(getattr(tx.update, "__self__", None), optax.MultiSteps):
-        return tx.update(grads, opt_state, params, accept=accept)
-    update: Any = optax.with_extra_args_support(tx).update
+    update: Any = tx.update
+    if not isinstance(getattr(update, "__self__", None), optax.MultiSteps):
+        update = optax.with_extra_args_support(tx).update
     return update(grads, opt_state, params, accept=accept)
 
 
