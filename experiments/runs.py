@@ -20,7 +20,9 @@ def train(**settings: Any) -> dict[str, Any]:
     if not summary.exists():
         words = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
         command = [sys.executable, "-m", "cdl_jax.cli", "train", *words, f"--run={folder}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+        if status:  # the run has said why
+            raise SystemExit(status)
     return json.loads(summary.read_text())
 
 

@@ -153,5 +153,6 @@ def _read_tfds(name: str, split: str, folder: pathlib.Path) -> tuple[np.ndarray,
         source: Any = tfds.data_source(name, split=split, data_dir=folder, download=False)
         rows = source.__getitems__(range(len(source)))
     except Exception as error:  # tfds raises many kinds; whichever it is, the data are unusable
-        raise DataError(f"cannot read {name} in {folder}: {error}") from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"cannot read {name} in {folder}: {first}") from error
     return np.stack([r["image"] for r in rows]), np.array([r["label"] for r in rows])
