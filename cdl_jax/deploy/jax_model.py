@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core import tree as trees
-from cdl_jax.core.layout import SparseUpdate, dtype_of, nested
+from cdl_jax.core.digest import LANES
+from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, nested
+from cdl_jax.core.sections import make_section
 from cdl_jax.core.update import apply_update_in_place, digest_words, updated_digest
 from cdl_jax.errors import LogError
 from cdl_jax.wire import Snapshot
@@ -24,6 +26,13 @@ class JaxModel:
         # A copy, since JAX on a CPU may take over a NumPy buffer, which must not be donated.
         arrays = {name: jnp.array(x, copy=True) for name, x in snapshot.tensors.items()}
         self._tree = nested(arrays) if template is None else _placed(arrays, template)
+
+    def prepare(self, layout: list[Any]) -> None:
+        """Compiles the programs for updates of this layout, by one that changes nothing."""
+        if layout:
+            nothing = _nothing(layout, self.spec)
+            jax.block_until_ready(updated_digest(self._tree, nothing, nothing.digest))
+            self._tree = jax.block_until_ready(apply_update_in_place(self._tree, nothing))
 
     def tree(self) -> Any:
         """The tree; its arrays are gone after the model's next change."""
@@ -46,14 +55,36 @@ class JaxModel:
         return np.asarray(_full_digest(self._tree))
 
 
-def padded(update: SparseUpdate) -> SparseUpdate:
-    """The update with every section's slots a power of two, so that few programs are compiled."""
+def _nothing(layout: list[Any], spec: TreeSpec) -> SparseUpdate:
+    """An update whose slots are padding, of the shapes that `padded` gives."""
+    places, slots = [tuple(leaves) for leaves, _ in layout], [k for _, k in layout]
+    empty = SparseUpdate(
+        indices=tuple(np.zeros(0, np.int32) for _ in slots),
+        values=tuple(np.zeros(0, make_section(spec, p, 0).dtype) for p in places),
+        counts=np.zeros(len(layout), np.int32),
+        base=np.uint32(0),
+        version=np.uint32(1),
+        digest=np.zeros(LANES, np.uint32),
+        sections=tuple(places),
+        fingerprint=spec.fingerprint,
+    )
+    return padded(empty, slots)
+
+
+def padded(update: SparseUpdate, slots: list[int] | None = None) -> SparseUpdate:
+    """The update with every section's slots a power of two, so that few programs are compiled.
+
+    Args:
+      update: NumPy arrays without padding.
+      slots: for how many entries a section, at least; by default those it has.
+    """
+    slots = [at.size for at in update.indices] if slots is None else slots
     indices, values = [], []
-    for at, new in zip(update.indices, update.values, strict=True):
-        room = (1 << max(0, int(at.size) - 1).bit_length()) - at.size
+    for at, new, least in zip(update.indices, update.values, slots, strict=True):
+        room = (1 << max(0, int(least) - 1).bit_length()) - at.size
         # From the top of int32 down lies past the end of any section (`make_section` sees to it).
-        tail = np.arange(2**31 - room, 2**31, dtype=np.int64).astype(np.int32)
-        indices.append(np.concatenate([at, tail]))
+        tail = np.arange(2**31 - room, 2**31, dtype=np.int64)
+        indices.append(np.concatenate([at, tail]).astype(np.int32))
         values.append(np.concatenate([new, np.zeros(room, new.dtype)]))
     return SparseUpdate(
         tuple(indices), tuple(values), update.counts, update.base, update.version,

@@ -19,12 +19,15 @@ class Manifest:
       spec: the deployed tree's paths, shapes and dtypes.
       program: what the bits depend on: jax version, backend, device, threads, flags, form.
       config: the settings of the run, for people.
+      layout: leaves and slots of each section of its updates, where they are the same in all; a
+        replica that compiles its writes does so before the first update comes.
     """
 
     lineage: bytes
     spec: TreeSpec
     program: dict[str, Any]
     config: dict[str, Any]
+    layout: list[Any] = dataclasses.field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         """JSON."""
@@ -34,6 +37,7 @@ class Manifest:
             "spec": self.spec.to_json(),
             "program": self.program,
             "config": self.config,
+            "layout": self.layout,
         }
         return json.dumps(record, indent=1).encode()
 
@@ -47,7 +51,8 @@ class Manifest:
                     f"its format is {record['format']!r}, this reader knows {FORMAT!r}"
                 )
             lineage, spec = bytes.fromhex(record["lineage"]), TreeSpec.from_json(record["spec"])
-            return cls(lineage, spec, dict(record["program"]), dict(record["config"]))
+            layout = [[tuple(map(int, places)), int(slots)] for places, slots in record["layout"]]
+            return cls(lineage, spec, dict(record["program"]), dict(record["config"]), layout)
         except (KeyError, ValueError, TypeError) as error:
             raise LogError(f"the log's first record cannot be read: {error}") from error
 

@@ -32,6 +32,9 @@ class NumpyModel:
         self._arenas = {width: self._fill(width, snapshot) for width in set(self._widths)}
         self._views = {leaf.name: self._view(i) for i, leaf in enumerate(self.spec.leaves)}
 
+    def prepare(self, layout: list[Any]) -> None:
+        """Nothing: there is nothing to compile."""
+
     def tree(self) -> dict[str, Any]:
         """Nested dicts of read-only views; they change when the model does."""
         return nested(self._views)

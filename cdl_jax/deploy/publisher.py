@@ -38,6 +38,7 @@ class Publisher:
         version: int = 0,
         program: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
+        example: SparseUpdate | None = None,
         snapshot_every: int = 500,
     ) -> "Publisher":
         """Begins a log with a snapshot, or stands at the front of one that the same run began.
@@ -50,13 +51,16 @@ class Publisher:
           deployed: the tree as `cdl_jax.deployed(state)` gives it, NumPy or JAX arrays.
           version: of that tree.
           program, config: what the bits depend on, in JSON's types; another run's are refused.
+          example: an update, or its shapes (`jax.eval_shape(step, ...)[1].update`), by which
+            replicas compile their writes before the first one comes.
           snapshot_every: versions between snapshots, from 1.
 
         Raises:
           LogError: when the log is of another model, program or configuration.
         """
         tensors, spec = _named(deployed)
-        mine = Manifest(secrets.token_bytes(16), spec, program or {}, config or {})
+        layout = [] if example is None else _layout(example)
+        mine = Manifest(secrets.token_bytes(16), spec, program or {}, config or {}, layout)
         manifest = log.manifest()
         if manifest is None:
             log.create(manifest := mine)
@@ -112,6 +116,11 @@ class Publisher:
     def _snapshot(self, version: int, tensors: dict[str, np.ndarray], digest: np.ndarray) -> None:
         snapshot = Snapshot(self.manifest.spec, tensors, version, self.manifest.lineage, digest)
         self.log.write_snapshot(version, encode_snapshot(snapshot), self.owner)
+
+
+def _layout(update: SparseUpdate) -> list[Any]:
+    pairs = zip(update.sections, update.indices, strict=True)
+    return [[places, int(indices.shape[0])] for places, indices in pairs]
 
 
 def _named(deployed: Any) -> tuple[dict[str, np.ndarray], TreeSpec]:

@@ -21,6 +21,10 @@ class Model(Protocol):
 
     spec: TreeSpec
 
+    def prepare(self, layout: list[Any]) -> None:
+        """Gets ready for updates of a layout (`Manifest.layout`)."""
+        ...
+
     def tree(self) -> Any:
         """The deployed tree."""
         ...
@@ -80,7 +84,7 @@ class Replica:
         if manifest is None:
             raise LogError(f"the log {log.name} is empty; start a trainer on it first")
         self.lineage = manifest.lineage
-        self._fingerprint = manifest.spec.fingerprint
+        self._manifest = manifest
         self._free = threading.Condition()
         self.last_error: str | None = None
         self._load_newest()
@@ -174,6 +178,7 @@ class Replica:
         snapshot = self._snapshot(version)
         front = _Buffer(self._make_model(snapshot), version)
         spare = _Buffer(self._make_model(snapshot), version)
+        front.model.prepare(self._manifest.layout)
         with self._free:
             self._front, self._spare, self._digest = front, spare, snapshot.digest
             self._pending: SparseUpdate | None = None
@@ -185,7 +190,7 @@ class Replica:
             raise LogError(f"snapshot {version} in {self._log.name}: {error}") from error
         if (snapshot.lineage, snapshot.version) != (self.lineage, version):
             raise LogError(f"snapshot {version} in {self._log.name} is of another log or version")
-        if snapshot.spec.fingerprint != self._fingerprint:
+        if snapshot.spec.fingerprint != self._manifest.spec.fingerprint:
             raise LogError(f"snapshot {version} in {self._log.name} is of another model")
         return snapshot
 

@@ -58,17 +58,17 @@ def _trained(
         records.text("config.toml", config_toml(config))
         model = classifier(create_model(config.model, data.classes), (data.mean, data.std))
         state = _initial_state(config, data, model)
-        publisher = None
+        trainer = ContinuousTrainer(config, data, model, state, records)
         if log is not None and owner is not None:
-            publisher = Publisher.begin(
+            trainer.publisher = Publisher.begin(
                 log,
                 owner,
                 deployed(state),
                 program=program(),
                 config=config.bits_depend_on(),
+                example=trainer.example(),
                 snapshot_every=config.snapshot_every,
             )
-        trainer = ContinuousTrainer(config, data, model, state, publisher, records)
         with Bar(config.strategy, trainer.stream_size) as bar:
             summary = trainer.run(bar)
         records.text("summary.json", summary.to_json())

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core import digest as digests
+from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.step import StepInfo, TrainState, deployed, make_step
 from cdl_jax.core.update import tree_digest
 from cdl_jax.data import ImageData, UniformHistory
@@ -44,12 +45,12 @@ class ContinuousTrainer:
         data: ImageData,
         model: Classifier,
         state: TrainState,
-        publisher: Publisher | None,
         records: Records,
     ):
         chosen = plan(config)
         self.state, self.summary = state, Summary(strategy=config.strategy)
-        self._config, self._data, self._publisher = config, data, publisher
+        self.publisher: Publisher | None = None
+        self._config, self._data = config, data
         self._records, self._uses_history = records, chosen.uses_history
         self._sampler = UniformHistory(config.seed)
         self._step = make_step(model.loss_fn, chosen.tx, update=chosen.update)
@@ -61,15 +62,21 @@ class ContinuousTrainer:
         leaves = jax.tree.leaves(deployed(state))
         self.summary.dense_bytes = sum(x.nbytes for x in leaves)
 
+    def example(self) -> SparseUpdate:
+        """The shapes of the updates that the steps will make."""
+        first = next(iter(self._arrivals(None)))
+        batches = self._batches(first, self._data.batch(slice(first.start, first.stop)))
+        return jax.eval_shape(self._step, self.state, *batches)[1].update
+
     @property
     def stream_size(self) -> int:
         """Samples that the stream will bring."""
-        arrivals = self._arrivals()
+        arrivals = self._arrivals(None)
         return arrivals.stop - arrivals.start
 
     def run(self, bar: Bar) -> Summary:
         """Takes the whole stream; a KeyboardInterrupt ends it between two versions."""
-        arrivals = self._arrivals()
+        arrivals = self._arrivals(self._config.pace)
         self._frozen = self._score_frozen(arrivals)
         begun, pending = time.monotonic(), None
         try:
@@ -88,11 +95,11 @@ class ContinuousTrainer:
         self.summary.digest = tree_digest(deployed(self.state))
         return self.summary
 
-    def _arrivals(self) -> Arrivals:
+    def _arrivals(self, pace: float | None) -> Arrivals:
         config = self._config
         start = config.initial_samples
         stop = min(len(self._data), start + (config.limit or len(self._data)))
-        return Arrivals(start, stop, config.trigger, config.pace)
+        return Arrivals(start, stop, config.trigger, pace)
 
     def _dispatch(self, trigger: Trigger) -> _Pending:
         new = jax.device_put(self._data.batch(slice(trigger.start, trigger.stop)))
@@ -137,9 +144,9 @@ class ContinuousTrainer:
         out: dict[str, Any] = {}
         if self._digest_due(version):
             out["full_digest"] = self._check_digest(info)
-        if self._publisher is not None:
-            due = self._publisher.snapshot_due(version) or version == self._last_version
-            blob = self._publisher.publish(info.update, deployed(self.state) if due else None)
+        if self.publisher is not None:
+            due = self.publisher.snapshot_due(version) or version == self._last_version
+            blob = self.publisher.publish(info.update, deployed(self.state) if due else None)
             out |= {"acknowledged_at": time.time(), "bytes": len(blob)}
         return out
 
@@ -175,7 +182,7 @@ class ContinuousTrainer:
         summary.bytes_sent += record.get("bytes", 0)
 
     def _whole_tree_due(self) -> bool:
-        publisher = self._publisher
+        publisher = self.publisher
         snapshot = publisher is not None and publisher.snapshot_due(self._version)
         last = self._version == self._last_version
         return snapshot or last or self._digest_due(self._version)

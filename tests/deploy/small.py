@@ -50,7 +50,11 @@ class Run:
         self.log = open_log(str(path), create=True)
         self.owner = self.log.claim(patience=0.5)
         self.publisher = Publisher.begin(
-            self.log, self.owner, cdl_jax.deployed(self.state), snapshot_every=snapshot_every
+            self.log,
+            self.owner,
+            cdl_jax.deployed(self.state),
+            example=jax.eval_shape(self.step, self.state, None, batch(0))[1].update,
+            snapshot_every=snapshot_every,
         )
         self.blobs = []
 

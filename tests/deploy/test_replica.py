@@ -221,3 +221,16 @@ def test_running_and_full_digest_agree_in_numpy(tmp_path):
     replica = Replica(run.log)
     replica.catch_up()
     assert replica.full_digest() == digests.to_hex(replica.digest)
+
+
+def test_a_jax_replica_compiles_before_the_first_update(tmp_path):
+    from cdl_jax.core.update import apply_update_in_place, updated_digest
+
+    run = Run(tmp_path)
+    replica = Replica(run.log, JaxModel)
+    sizes = updated_digest._cache_size(), apply_update_in_place._cache_size()
+    before = replica.full_digest()
+    run.publish(3)
+    replica.catch_up()
+    assert (updated_digest._cache_size(), apply_update_in_place._cache_size()) == sizes
+    assert before != replica.full_digest() == run.digest()
