@@ -28,7 +28,7 @@ def create_model(name: str, num_classes: int = 10, formulation: str = "auto") ->
       name: lenet5, resnet18, resnet50, mobilenet_v2 or densenet161.
       num_classes: number of logits.
       formulation: how convolutions are computed, see `Conv`. `"auto"` is fastest on a CPU,
-        except inside `lax.scan`, where `"slices"` is.
+        except inside `lax.scan`, where `"scan"` is.
 
     Raises:
       ValueError: for another name.

@@ -40,7 +40,8 @@ struct Cut {
 };
 
 // Work is linear in the size whatever the input. Extra memory: for each part, 8 bytes for
-// each of min(part, 4k + 4096) entries, so never more than 8 bytes an entry in all.
+// each of min(part, 4k + 4096) entries, so never more than 8 bytes an entry in all; besides
+// them a sample, 40 * max(sqrt(n), cbrt(k n)) bytes.
 class Selection {
  public:
   Selection(std::vector<Segment> segments, int64_t k, int32_t* indices, float* sent,

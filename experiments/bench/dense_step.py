@@ -7,6 +7,9 @@ buffers, PyTorch eager in training mode on two threads. Prints one line of JSON:
 quartiles in milliseconds, and the median of the ratios of neighbouring steps. Target ratios
 on two CPU cores: ResNet18 0.80, LeNet5 0.95, the others 1.0. Without PyTorch its columns
 are left out.
+
+With --cpu-time both run on one core, and the process's CPU time is taken instead of the clock:
+for a machine that is not idle, where PyTorch's threads wait for each other without end.
 """
 
 import argparse
@@ -64,7 +67,7 @@ def torch_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[
 
     from experiments.bench.torch_models import MODELS
 
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
     net = MODELS[model](10).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, amsgrad=True)
     inputs = torch.tensor(np.moveaxis(images, 3, 1).copy())
@@ -78,30 +81,38 @@ def torch_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[
     return run
 
 
-def interleave(steps: dict[str, Callable[[], None]], reps: int) -> dict[str, np.ndarray]:
+def interleave(
+    steps: dict[str, Callable[[], None]],
+    reps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, np.ndarray]:
     """Milliseconds of each repetition of each step, taken in turn after two warm-ups."""
     times = {name: [] for name in steps}
     for repetition in range(reps + 2):
         for name, run in steps.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if repetition >= 2:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (clock() - start))
     return {name: np.array(values) for name, values in times.items()}
 
 
-def measure(model: str, reps: int, batch_size: int) -> dict[str, object]:
+def measure(model: str, reps: int, batch_size: int, cpu_time: bool) -> dict[str, object]:
     """The row that is printed."""
+    if cpu_time:  # before JAX counts the cores
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     batch = make_batch(model, batch_size)
     start = time.perf_counter()
     steps = {"jax": jax_step(model, *batch)}
     row: dict[str, object] = {"model": model, "batch": batch_size, "reps": reps}
+    row["clock"] = "cpu, 1 core" if cpu_time else "wall"
     row["compile_s"] = round(time.perf_counter() - start, 1)
-    row["versions"] = {"python": platform.python_version(), "jax": jax.__version__}
+    versions = {"python": platform.python_version(), "jax": jax.__version__}
     if importlib.util.find_spec("torch"):
         steps["torch"] = torch_step(model, *batch)
-        row["versions"] |= {"torch": importlib.metadata.version("torch")}
-    times = interleave(steps, reps)
+        versions["torch"] = importlib.metadata.version("torch")
+    row["versions"] = versions
+    times = interleave(steps, reps, time.process_time if cpu_time else time.perf_counter)
     for name, values in times.items():
         row[f"{name}_ms"] = [round(q, 2) for q in np.percentile(values, [25, 50, 75])]
     if "torch" in times:
@@ -114,8 +125,8 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--reps", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=128)
-    arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.model, arguments.reps, arguments.batch_size)))
+    parser.add_argument("--cpu-time", action="store_true")
+    print(json.dumps(measure(**vars(parser.parse_args()))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The five models of the paper in PyTorch, written out as torchvision defines them.
 
 They are the yardstick of `dense_step` and of the tests, so nothing here is tuned: plain
-eager modules with torchvision's layer order, names (`state_dict` keys) and initialisation.
+eager modules with torchvision's layer order and names (`state_dict` keys).
 """
 
 from collections import OrderedDict

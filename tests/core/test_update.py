@@ -39,7 +39,7 @@ def made_for(tree, sections, indices, values):
             jnp.asarray(np.concatenate([i, [n, n + 1]]), jnp.int32)
             for i, n in zip(indices, totals, strict=True)
         ),
-        values=tuple(jnp.concatenate([v, jnp.zeros(2, v.dtype)]) for v in values),
+        values=tuple(jnp.concatenate([v, jnp.ones(2, v.dtype)]) for v in values),
         counts=jnp.asarray([len(i) for i in indices], jnp.int32),
         base=jnp.uint32(0),
         version=jnp.uint32(1),

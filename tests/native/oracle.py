@@ -4,13 +4,12 @@ import importlib
 
 import numpy as np
 
-from cdl_jax.native import available
-
 
 def _paths():
-    if not available():
+    try:
+        kernels = importlib.import_module("cdl_jax.native._kernels")
+    except ImportError:
         return []
-    kernels = importlib.import_module("cdl_jax.native._kernels")
     # The fastest comes last and stays in use.
     return [name for name in ("scalar", "avx2", "avx512") if kernels.use_path(name)]
 
