@@ -1,5 +1,6 @@
 """Eight CPU devices and strict promotion for every test; a program is compiled once a session."""
 
+import atexit
 import os
 import tempfile
 
@@ -8,6 +9,10 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="cdl_jax-programs-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _FOLDER.name)  # processes that tests start
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # pytest's workers and tests' processes inherit it
+    _FOLDER = tempfile.TemporaryDirectory(prefix="cdl_jax-programs-")
+    atexit.register(_FOLDER.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _FOLDER.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])

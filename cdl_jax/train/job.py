@@ -1,6 +1,7 @@
 """One run from settings to summary: data, initial model, log, stream."""
 
 import os
+import sys
 from typing import Any
 
 import jax
@@ -30,6 +31,9 @@ def run(config: TrainConfig) -> Summary:
     """
     data = load(config.dataset, data_dir=config.data_dir)
     _check_stream(config, data)
+    if jax.default_backend() == "cpu" and not available():
+        print("cdl-jax: no fused CPU kernels here (no C++ compiler at install): XLA's are slower",
+              file=sys.stderr)  # fmt: skip
     if config.log is None:
         return _trained(config, data, None, None)
     log = open_log(config.log, create=True)
