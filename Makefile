@@ -5,7 +5,7 @@ DATASET ?= digits
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz lenet5-digests paired clean
+.PHONY: demo test lint bench mnist-paired mnist-digests clean
 
 $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+bench: $(READY)
+	$(BIN)/python -m experiments.bench
+
+mnist-paired: $(READY)
+	$(BIN)/python -m experiments.mnist_paired
+
+mnist-digests: $(READY)
+	$(BIN)/python -m experiments.mnist_digests --backend numpy
+	$(BIN)/python -m experiments.mnist_digests --backend jax
 
 clean:
 	rm -rf $(VENV) runs build

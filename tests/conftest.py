@@ -9,9 +9,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-if (
-    "JAX_COMPILATION_CACHE_DIR" not in os.environ
-):  # pytest's workers and tests' processes inherit it
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else inherited, by a worker
     _FOLDER = tempfile.TemporaryDirectory(prefix="cdl_jax-programs-")
     atexit.register(_FOLDER.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _FOLDER.name

@@ -1,0 +1,73 @@
+"""All benchmarks of this machine, as tables and under experiments/results/bench/.
+
+    python -m experiments.bench              about half an hour on 2 CPU cores
+    python -m experiments.bench --quick      LeNet5 and n = 1e6 alone, two minutes
+
+Each benchmark is a process of its own; its JSON lines go to one file, named after the device.
+The dense step's PyTorch columns need `pip install 'cdl_jax[torch]'`, else they are left out.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+MODELS = ["lenet5", "resnet18", "mobilenet_v2", "resnet50", "densenet161"]
+FULL = {
+    "selection": [["--n", "1e5", "1e6", "1e7", "1e8", "--finite"]],
+    "apply": [[]],
+    "sparse_step": [["--model", model] for model in MODELS],
+    "dense_step": [["--model", model] for model in MODELS],
+}
+QUICK = {
+    "selection": [["--n", "1e6"]],
+    "apply": [["--n", "1e6", "--k", "1e3"]],
+    "sparse_step": [["--model", "lenet5"]],
+    "dense_step": [["--model", "lenet5"]],
+}
+
+
+def main() -> int:
+    """Runs the benchmarks one after another; 0 when all ended well."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(FULL), default=list(FULL))
+    parser.add_argument("--results", default="experiments/results/bench")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else FULL
+    folder = pathlib.Path(arguments.results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only:
+        rows: list[dict[str, Any]] = []
+        for words in plan[name]:
+            rows += lines(name, words)
+        path = folder / f"{device()}-{name}.json"
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"{name}: {len(rows)} rows in {path}", flush=True)
+    return 0
+
+
+def lines(name: str, words: list[str]) -> list[dict[str, Any]]:
+    """What one benchmark prints, shown as it comes."""
+    command = [sys.executable, "-m", f"experiments.bench.{name}", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    print(done.stdout, end="", flush=True)
+    command[0] = "python"
+    return [json.loads(line) | {"command": " ".join(command)} for line in done.stdout.splitlines()]
+
+
+def device() -> str:
+    """A file name's part: backend and kind of device."""
+    kind = f"{jax.default_backend()}-{jax.devices()[0].device_kind}"
+    return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
