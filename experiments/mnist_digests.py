@@ -9,7 +9,6 @@ every version. About 4 minutes on 2 CPU cores.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import sys
 import tyro
 
 from experiments.demo import read_lines
-from experiments.runs import conditions
+from experiments.runs import conditions, save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +62,7 @@ def main(options: Options) -> int:
         "every_500th": {v: ours[v] for v in sorted(ours) if v % 500 == 0 or v == len(ours)},
         **conditions(f"python -m experiments.mnist_digests --backend {options.backend}"),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    pathlib.Path(options.results, f"mnist_digests_{options.backend}.json").write_text(text)
-    print(text, end="")
+    save(options.results, f"mnist_digests_{options.backend}.json", result)
     return 0 if equal == len(ours) == versions else 1
 
 

@@ -8,15 +8,13 @@ after the optimizer. Expected: a mean difference in prequential accuracy of at m
 """
 
 import dataclasses
-import json
-import pathlib
 import statistics
 import sys
 from typing import Any
 
 import tyro
 
-from experiments.runs import conditions, train
+from experiments.runs import conditions, save, train
 
 # Two-sided 95% points of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -46,9 +44,7 @@ def main(options: Options) -> int:
         "interval_95_points": [mean - half, mean + half],
         **conditions(f"python -m experiments.mnist_paired --seeds {options.seeds}"),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    pathlib.Path(options.results, "mnist_paired.json").write_text(text)
-    print(text, end="")
+    save(options.results, "mnist_paired.json", result)
     return 0
 
 

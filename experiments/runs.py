@@ -26,6 +26,15 @@ def train(**settings: Any) -> dict[str, Any]:
     return json.loads(summary.read_text())
 
 
+def save(folder: str, name: str, result: dict[str, Any]) -> None:
+    """Writes a result as JSON and prints it."""
+    text = json.dumps(result, indent=1) + "\n"
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / name).write_text(text)
+    print(text, end="")
+
+
 def conditions(command: str) -> dict[str, Any]:
     """Where and how a result came about, for the file that holds it."""
     import flax

@@ -79,7 +79,7 @@ def ship(
         if density is None:
             density = _density_of(spec, entries)
         compress.top_k(density)  # says which densities can be
-        entries += _moved(tree, spec, proposal, density)
+        entries += _moved(tree, spec, proposal, density, _emitted(proposal))
     elif update in ("dense", "changed"):
         entries = _whole(tree, spec, proposal)
     else:
@@ -93,7 +93,7 @@ def ship(
 def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
     """What the sparsifier picked, and whole leaves that it does not cover, if asked for."""
     state = chain.sparsifier_state(proposal.opt_state)
-    before = chain.sparsifier_state(proposal.old_state)
+    emitted = _emitted(proposal)
     trained = jax.tree.map(lambda x: x if is_trainable(x) else None, tree["params"])
     origins = chain.leaf_origins(tx, trained, proposal.old_state)
     params = _by_name(flatten(trained))
@@ -110,8 +110,6 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
             "so a non-finite step could not be skipped; pass **extra_args on and wrap it as an "
             "optax.GradientTransformationExtraArgs"
         )
-    # MultiSteps hands back the old selection on a silent micro-step: the count tells.
-    emitted = state.count != before.count
     entries = []
     for places, indices, values in zip(
         sparsify.state_sections(state, spec, PARAMS), state.indices, state.values, strict=True
@@ -128,12 +126,19 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
     return entries + _dense_leaves(tree, spec, proposal, names)
 
 
+def _emitted(proposal: Proposal) -> jax.Array:
+    """Whether the sparsifier sent: MultiSteps hands back old selections on silent micro-steps."""
+    states = proposal.opt_state, proposal.old_state
+    new, old = (chain.sparsifier_state(state).count for state in states)
+    return new != old
+
+
 def _density_of(spec: layout.TreeSpec, entries: list[Entry]) -> float:
     sizes = sum(spec.leaves[i].size for e in entries for i in e.places)
     return min(1.0, sum(e.indices.size for e in entries) / sizes) if sizes else 1.0
 
 
-def _moved(tree, spec, proposal, density: float) -> list[Entry]:
+def _moved(tree, spec, proposal, density: float, sends: jax.Array) -> list[Entry]:
     """The model-state entries that moved most against what the replicas hold."""
     served, new = flatten(tree["model_state"]), flatten(proposal.model_state)
     entries = []
@@ -143,7 +148,7 @@ def _moved(tree, spec, proposal, density: float) -> list[Entry]:
         k = compress.entries_sent(density, old.size)
         indices = jnp.sort(jax.lax.top_k(_distance(old, now), k)[1].astype(jnp.int32))
         spare = old.size + jax.lax.iota(jnp.int32, k)
-        indices = jnp.where(proposal.accept, indices, spare)
+        indices = jnp.where(sends, indices, spare)
         values = now.reshape(-1).at[indices].get(mode="fill", fill_value=0)
         entries.append(Entry((_place(spec, MODEL_STATE, name),), indices, values))
     return entries
@@ -152,7 +157,9 @@ def _moved(tree, spec, proposal, density: float) -> list[Entry]:
 def _whole(tree, spec, proposal) -> list[Entry]:
     """Every floating parameter and every model-state leaf."""
     names = {n for n, x in zip(*flatten(tree["params"])[:2], strict=True) if is_trainable(x)}
-    return _dense_leaves(tree, spec, proposal, names) + _moved(tree, spec, proposal, 1.0)
+    return _dense_leaves(tree, spec, proposal, names) + _moved(
+        tree, spec, proposal, 1.0, proposal.accept
+    )
 
 
 def _dense_leaves(tree, spec, proposal, names: set[str]) -> list[Entry]:

@@ -179,8 +179,8 @@ def test_multi_steps_emits_nothing_on_a_silent_micro_step(compressor):
     inner = chained(optax.adam(1e-2), sparsifier(COMPRESSORS[compressor]))
     multi = optax.MultiSteps(inner, 3)
     with jax.numpy_dtype_promotion("standard"):
-        state = cdl_jax.init_state(params, multi)
-        step = cdl_jax.make_step(without_model_state, multi)
+        state = cdl_jax.init_state(params, multi, model_state={"mean": jnp.zeros(5)})
+        step = cdl_jax.make_step(loss_fn, multi)
         replica = NumpyReplica(cdl_jax.deployed(state))
         for t in range(7):
             before = jax.tree.map(np.array, state.params)
