@@ -47,8 +47,9 @@ def main(options: Options) -> int:
         "replica", f"--log={folder}/log", f"--backend={options.backend}", "--verify-every=1",
         f"--until={versions}", f"--run={folder}/replica",
     )  # fmt: skip
-    if trainer.wait() or replica.wait():
-        print(f"trainer ended with {trainer.returncode}, replica with {replica.returncode}")
+    if trainer.wait():  # it has said why
+        replica.kill()
+    if replica.wait() or trainer.returncode:
         return 1
     ours = {x["version"]: x["full_digest"] for x in read_lines(folder / "trainer/metrics.jsonl")}
     theirs = {x["version"]: x["full_digest"] for x in read_lines(folder / "replica/metrics.jsonl")}
