@@ -1,8 +1,10 @@
 """From a Linen module to the three pure functions that training and serving call."""
 
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -51,7 +53,9 @@ def classifier(module: nn.Module, normalize: tuple[Any, Any] | None = None) -> C
     prepare = _normalizer(normalize)
 
     def init_fn(key: Array, sample_input: Array) -> tuple[Tree, Tree]:
-        variables = module.init(key, prepare(sample_input), train=False)
+        # Compiled: the forward pass, of which only the shapes matter, falls away.
+        start = jax.jit(functools.partial(module.init, train=False))
+        variables: Any = start(key, prepare(sample_input))
         return variables["params"], variables.get("batch_stats", {})
 
     def loss_fn(

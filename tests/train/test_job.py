@@ -108,10 +108,10 @@ def test_history_is_what_came_before_and_new_samples_are_all_there(monkeypatch, 
 
     monkeypatch.setattr(UniformHistory, "draw", spy)
     go(tmp_path, limit=20)
-    assert drawn == [(128, 24), (136, 24), (144, 28)]
+    assert drawn[1:] == [(128, 24), (136, 24), (144, 28)]  # the first only gives the log its shapes
     drawn.clear()
     go(tmp_path / "b", limit=20, include_new=False)
-    assert drawn == [(136, 32), (144, 32), (148, 32)]
+    assert drawn[1:] == [(136, 32), (144, 32), (148, 32)]
 
 
 def test_a_parameter_changed_behind_the_trainers_back_stops_the_run(tmp_path, monkeypatch):
