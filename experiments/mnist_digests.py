@@ -57,7 +57,7 @@ def main(options: Options) -> int:
     column = "".join(f"{v} {ours[v]}\n" for v in sorted(ours))
     result = {
         "replica": options.backend,
-        "versions": len(ours),
+        "versions_compared": len(ours),
         "full_digests_equal": equal,
         "sha256_of_all_lines_version_digest": hashlib.sha256(column.encode()).hexdigest(),
         "every_500th": {v: ours[v] for v in sorted(ours) if v % 500 == 0 or v == len(ours)},

@@ -63,7 +63,7 @@ def jax_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[],
 
 def torch_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
     """A function that runs one eager PyTorch step."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     from experiments.bench.torch_models import MODELS
 
