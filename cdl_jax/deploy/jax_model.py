@@ -28,7 +28,8 @@ class JaxModel:
         self._tree = nested(arrays) if template is None else _placed(arrays, template)
 
     def prepare(self, layout: list[Any]) -> None:
-        """Compiles the programs for updates of this layout, by one that changes nothing."""
+        """Compiles what updates of this layout need, by one that changes nothing."""
+        self.full_digest()
         if layout:
             nothing = _nothing(layout, self.spec)
             jax.block_until_ready(updated_digest(self._tree, nothing, nothing.digest))
