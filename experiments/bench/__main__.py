@@ -37,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", choices=list(FULL), default=list(FULL))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--results", default="experiments/results/bench")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
@@ -45,7 +46,8 @@ def main() -> int:
     for name in arguments.only:
         rows: list[dict[str, Any]] = []
         for words in plan[name]:
-            rows += lines(name, words)
+            if "--model" not in words or words[-1] in arguments.models:
+                rows += lines(name, words)
         path = folder / f"{device()}-{name}.json"
         path.write_text(json.dumps(rows, indent=1) + "\n")
         print(f"{name}: {len(rows)} rows in {path}", flush=True)
