@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         proactive_step,
     )
     from cdl_jax.core.update import apply_update, apply_update_in_place, tree_digest
+    from cdl_jax.wire.format import decode_update, encode_update
 
 _HOMES = {
     "SparseUpdate": "core.layout",
@@ -27,7 +28,9 @@ _HOMES = {
     "TrainState": "core.step",
     "apply_update": "core.update",
     "apply_update_in_place": "core.update",
+    "decode_update": "wire.format",
     "deployed": "core.step",
+    "encode_update": "wire.format",
     "error_feedback": "core.sparsify",
     "init_state": "core.step",
     "make_step": "core.step",
@@ -45,7 +48,9 @@ __all__ = [
     "TrainState",
     "apply_update",
     "apply_update_in_place",
+    "decode_update",
     "deployed",
+    "encode_update",
     "error_feedback",
     "init_state",
     "make_step",
