@@ -4,12 +4,14 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from cdl_jax.core import digest as digests
 from cdl_jax.deploy.log import open_log
 from cdl_jax.deploy.replica import Replica, model_factory
 from cdl_jax.errors import ConfigError, LogError, RefusedUpdateError
+from cdl_jax.interrupts import Interrupts
 
 RETRY_SECONDS = 1.0
 
@@ -59,34 +61,38 @@ class FollowSummary:
 
 
 def follow(config: FollowConfig) -> FollowSummary:
-    """Follows a log until `config.until` or a KeyboardInterrupt; ends with a full digest.
+    """Follows a log until `config.until`, Ctrl-C or SIGTERM; ends with a full digest.
 
     Raises:
       LogError: when there is no such log, or none appears within `config.wait` seconds.
     """
     replica = _first(config)
     summary = FollowSummary(replica.version, "")
-    with _lines(config.run) as lines:
-        try:
-            while config.until is None or replica.version < config.until:
-                if not _advance(replica, config, summary, lines):
-                    time.sleep(config.poll)
-        except KeyboardInterrupt:
-            pass
+    with _lines(config.run) as lines, Interrupts() as interrupts:
+        for _ in interrupts.between(_turns(replica, config)):
+            _advance(replica, config, summary, lines)
     summary.version, summary.digest = replica.version, replica.full_digest()
     if config.run is not None:
         (pathlib.Path(config.run) / "summary.json").write_text(summary.to_json())
     return summary
 
 
-def _advance(replica: Replica, config: FollowConfig, summary: FollowSummary, lines: Any) -> bool:
+def _turns(replica: Replica, config: FollowConfig) -> Iterator[None]:
+    """A turn for every look at the log, with a pause after one that found nothing."""
+    while config.until is None or replica.version < config.until:
+        before = replica.version
+        yield
+        if replica.version == before:
+            time.sleep(config.poll)
+
+
+def _advance(replica: Replica, config: FollowConfig, summary: FollowSummary, lines: Any) -> None:
     try:
         size = replica.advance()
     except RefusedUpdateError as error:
-        _say(error, summary)
-        return False
+        return _say(error, summary)
     if size is None:
-        return False
+        return None
     record = {"version": replica.version, "served_at": time.time(), "bytes": size}
     if config.verify_every and replica.version % config.verify_every == 0:
         record["full_digest"] = replica.full_digest()
@@ -95,7 +101,6 @@ def _advance(replica: Replica, config: FollowConfig, summary: FollowSummary, lin
         record["digest"] = digests.to_hex(replica.digest)
     summary.versions += 1
     lines.write(json.dumps(record) + "\n")
-    return True
 
 
 def _say(error: RefusedUpdateError, summary: FollowSummary) -> None:

@@ -14,6 +14,7 @@ from cdl_jax.core.update import tree_digest
 from cdl_jax.data import ImageData, UniformHistory
 from cdl_jax.deploy import Publisher
 from cdl_jax.errors import TrainingError
+from cdl_jax.interrupts import Interrupts
 from cdl_jax.models import Classifier
 from cdl_jax.train.arrival import Arrivals, Trigger
 from cdl_jax.train.config import TrainConfig
@@ -75,22 +76,21 @@ class ContinuousTrainer:
         return arrivals.stop - arrivals.start
 
     def run(self, bar: Bar) -> Summary:
-        """Takes the whole stream; a KeyboardInterrupt ends it between two versions."""
+        """Takes the whole stream; Ctrl-C or SIGTERM ends it between two versions."""
         arrivals = self._arrivals(self._config.pace)
         self._frozen = self._score_frozen(arrivals)
         begun, pending = time.monotonic(), None
-        try:
-            for trigger in arrivals:
+        with Interrupts() as interrupts:
+            for trigger in interrupts.between(arrivals):
                 current = self._dispatch(trigger)
                 if pending is not None:
                     self._finish(pending, bar)
                 pending = current
                 if self._whole_tree_due() or not arrivals.next_is_here():
                     pending = self._finish(pending, bar)
-        except KeyboardInterrupt:
-            self.summary.interrupted = True
-        if pending is not None:
-            self._finish(pending, bar)
+            if pending is not None:
+                self._finish(pending, bar)
+        self.summary.interrupted = interrupts.came
         self.summary.seconds = time.monotonic() - begun
         self.summary.digest = tree_digest(deployed(self.state))
         return self.summary

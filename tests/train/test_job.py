@@ -185,3 +185,30 @@ def test_prequential_accuracy_counts():
     score.add(1, 3)
     score.add(2, 3)
     assert score.accuracy == 0.5
+
+
+@pytest.mark.parametrize("place", ["_publish", "_count"])
+def test_an_interrupt_in_mid_version_ends_between_two(tmp_path, monkeypatch, place):
+    """The next step is on its way already; neither may be lost, counted twice or half published."""
+    import os
+    import signal
+
+    work = getattr(ContinuousTrainer, place)
+
+    def interrupted(self, *args):
+        out = work(self, *args)
+        if self.summary.versions == 3 - (place == "_publish") and not self.summary.interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+        return out
+
+    monkeypatch.setattr(ContinuousTrainer, place, interrupted)
+    summary = go(tmp_path, digest_every=0, snapshot_every=100)
+    log = open_log(str(tmp_path / "log"))
+    records = lines(tmp_path / "run")
+    assert summary.interrupted
+    assert summary.versions == log.head() == len(records) < 10
+    assert [r["version"] for r in records] == list(range(1, summary.versions + 1))
+    assert summary.samples == sum(r["samples"] for r in records)
+    replica = Replica(log)
+    replica.catch_up()
+    assert replica.full_digest() == summary.digest

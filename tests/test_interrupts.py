@@ -1,0 +1,59 @@
+"""The first interrupt waits for the work in hand, the second does not."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+from cdl_jax.interrupts import Interrupts
+
+
+def test_a_wait_is_cut_short():
+    def forever():
+        yield 1
+        time.sleep(60)
+        yield 2
+
+    begun, seen = time.monotonic(), []
+    with Interrupts() as interrupts:
+        for item in interrupts.between(forever()):
+            seen.append(item)
+            timer = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, 2])
+            timer.start()
+    timer.join()
+    assert seen == [1]
+    assert interrupts.came
+    assert time.monotonic() - begun < 30
+
+
+def test_a_second_one_raises_at_once():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        for _ in interrupts.between([1]):
+            signal.raise_signal(signal.SIGINT)
+            done.append("after the first")
+            signal.raise_signal(signal.SIGINT)
+            done.append("after the second")
+    assert done == ["after the first"]
+
+
+def test_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interrupts():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL == before[1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_another_thread_is_let_alone():
+    out = []
+
+    def work():
+        with Interrupts() as interrupts:
+            out.extend(interrupts.between([1, 2]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert out == [1, 2]
