@@ -29,12 +29,17 @@ def test_a_wait_is_cut_short():
 
 def test_a_second_one_raises_at_once():
     done = []
-    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
-        for _ in interrupts.between([1]):
-            signal.raise_signal(signal.SIGINT)
-            done.append("after the first")
-            signal.raise_signal(signal.SIGINT)
-            done.append("after the second")
+
+    def work():
+        with Interrupts() as interrupts:
+            for _ in interrupts.between([1]):
+                signal.raise_signal(signal.SIGINT)
+                done.append("after the first")
+                signal.raise_signal(signal.SIGINT)
+                done.append("after the second")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["after the first"]
 
 
