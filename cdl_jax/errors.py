@@ -17,12 +17,24 @@ class LogError(CdlError):
     """A log that cannot be opened, read or written."""
 
 
+class StoreError(LogError):
+    """A log's store that is full, forbidden or out of reach, now; later it may do again."""
+
+
 class OwnershipError(LogError):
     """Another writer owns the log, or took it over."""
 
 
 class RefusedUpdateError(LogError):
-    """An update that a replica does not apply: out of order, damaged, foreign, or wrong."""
+    """An update that a replica does not apply.
+
+    Attributes:
+      reason: damaged, foreign, order, model, digest or memory.
+    """
+
+    def __init__(self, message: str, *, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class TrainingError(CdlError):

@@ -1,7 +1,17 @@
 """The log of versions, its one writer, and the replicas that follow it. Needs no Flax, no optax."""
 
 from cdl_jax.deploy.log import Manifest, UpdateLog, open_log
+from cdl_jax.deploy.outbox import FailurePolicy
 from cdl_jax.deploy.publisher import Publisher
 from cdl_jax.deploy.replica import Replica
+from cdl_jax.deploy.retention import Retention
 
-__all__ = ["Manifest", "Publisher", "Replica", "UpdateLog", "open_log"]
+__all__ = [
+    "FailurePolicy",
+    "Manifest",
+    "Publisher",
+    "Replica",
+    "Retention",
+    "UpdateLog",
+    "open_log",
+]

@@ -23,9 +23,8 @@ class JaxModel:
     def __init__(self, snapshot: Snapshot, template: Any = None):
         """Loads a snapshot into nested dicts, or into the structure of `template`."""
         self.spec = snapshot.spec
-        # A copy, since JAX on a CPU may take over a NumPy buffer, which must not be donated.
-        arrays = {name: jnp.array(x, copy=True) for name, x in snapshot.tensors.items()}
-        self._tree = nested(arrays) if template is None else _placed(arrays, template)
+        self._template = template
+        self.load(snapshot.tensors)
 
     def prepare(self, layout: list[Any]) -> None:
         """Compiles what updates of this layout need, by one that changes nothing."""
@@ -42,6 +41,14 @@ class JaxModel:
     def tensors(self) -> dict[str, Any]:
         """The arrays by canonical path."""
         return dict(zip(*trees.flatten(self._tree)[:2], strict=True))
+
+    def load(self, tensors: dict[str, Any]) -> None:
+        """Takes over copies of tensors of the same spec."""
+        # Copies, since JAX on a CPU may take over a NumPy buffer, which must not be donated.
+        self._tree = None
+        arrays = {name: jnp.array(x, copy=True) for name, x in tensors.items()}
+        jax.block_until_ready(arrays)
+        self._tree = nested(arrays) if self._template is None else _placed(arrays, self._template)
 
     def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
         """The digest after an update, given the one before; writes nothing, O(k)."""

@@ -5,6 +5,7 @@ import json
 from typing import Any, Protocol, Self
 
 from cdl_jax.core.layout import TreeSpec
+from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import LogError
 
 FORMAT = "cdl_jax.log.1"
@@ -82,7 +83,8 @@ class UpdateLog(Protocol):
 
         Raises:
           OwnershipError: when another writer took the log over.
-          LogError: when other bytes stand there, or the store fails.
+          StoreError: when the store fails; the same call may succeed later.
+          LogError: when other bytes stand there.
         """
         ...
 
@@ -104,6 +106,18 @@ class UpdateLog(Protocol):
 
     def read_snapshot(self, version: int) -> bytes:
         """A snapshot; raises LogError where there is none."""
+        ...
+
+    def snapshots(self) -> list[int]:
+        """The versions that have a snapshot, ascending. Lists: not for the steady state."""
+        ...
+
+    def oldest(self) -> int:
+        """The versions up to this one have been trimmed; 0 where none were."""
+        ...
+
+    def trim(self, retention: Retention, owner: "Ownership") -> int:
+        """Deletes what lies beyond the limits, never past the newest snapshot; `oldest` then."""
         ...
 
 

@@ -29,8 +29,9 @@ class NumpyModel:
             [digests.seeds(leaf.name, leaf.dtype) for leaf in self.spec.leaves], axis=1
         )
         self._offsets = np.zeros(len(self._widths), np.int64)
-        self._arenas = {width: self._fill(width, snapshot) for width in set(self._widths)}
+        self._arenas = {width: self._arena(width) for width in set(self._widths)}
         self._views = {leaf.name: self._view(i) for i, leaf in enumerate(self.spec.leaves)}
+        self.load(snapshot.tensors)
 
     def prepare(self, layout: list[Any]) -> None:
         """Nothing: there is nothing to compile."""
@@ -42,6 +43,13 @@ class NumpyModel:
     def tensors(self) -> dict[str, np.ndarray]:
         """Read-only views by canonical path."""
         return dict(self._views)
+
+    def load(self, tensors: dict[str, Any]) -> None:
+        """Takes over the content of tensors of the same spec, in place."""
+        for i, leaf in enumerate(self.spec.leaves):
+            arena, start = self._arenas[self._widths[i]], int(self._offsets[i])
+            values = np.ascontiguousarray(tensors[leaf.name]).reshape(-1)
+            arena[start : start + leaf.size] = values.view(arena.dtype)
 
     def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
         """The digest after an update, given the one before; writes nothing, O(k)."""
@@ -60,16 +68,11 @@ class NumpyModel:
         """The digest over every entry, uint32[4]."""
         return digests.numpy_digest(self._views)
 
-    def _fill(self, width: int, snapshot: Snapshot) -> np.ndarray:
+    def _arena(self, width: int) -> np.ndarray:
         places = [i for i, w in enumerate(self._widths) if w == width]
-        leaves = [self.spec.leaves[i] for i in places]
-        stops = ends([leaf.size for leaf in leaves])
+        stops = ends([self.spec.leaves[i].size for i in places])
         self._offsets[places] = stops[:-1]
-        arena = np.empty(int(stops[-1]), f"u{width}")
-        for leaf, start, stop in zip(leaves, stops, stops[1:], strict=False):
-            values = np.ascontiguousarray(snapshot.tensors[leaf.name]).reshape(-1)
-            arena[start:stop] = values.view(arena.dtype)
-        return arena
+        return np.empty(int(stops[-1]), f"u{width}")
 
     def _view(self, place: int) -> np.ndarray:
         leaf, start = self.spec.leaves[place], int(self._offsets[place])

@@ -7,6 +7,7 @@ as long as the newcomer's patience. A writer that finds a record after its own h
 No clock is compared across machines.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,8 +18,9 @@ import time
 from typing import Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import BaseError
 
+from cdl_jax.deploy.stores import Objects
 from cdl_jax.errors import OwnershipError
 
 BEATS_PER_PATIENCE = 5
@@ -46,11 +48,8 @@ def claim(store: Any, name: str, *, patience: float) -> "StoreOwnership":
     record = {
         "writer": secrets.token_hex(8), "pid": os.getpid(), "host": _host(), "period": period
     }  # fmt: skip
-    try:
-        blob = json.dumps(record).encode()
-        obstore.put(store, _key(newest + 1, "json"), blob, mode="create")
-    except AlreadyExistsError:
-        raise OwnershipError(f"another writer has just claimed the log {name}") from None
+    if not Objects(store, name).put_new(_key(newest + 1, "json"), json.dumps(record).encode()):
+        raise OwnershipError(f"another writer has just claimed the log {name}")
     return StoreOwnership(store, name, newest + 1, period)
 
 
@@ -65,8 +64,8 @@ class StoreOwnership:
         self._thread.start()
 
     def ensure(self) -> None:
-        """Raises OwnershipError when another writer took over."""
-        if _exists(self._store, _key(self._number + 1, "json")):
+        """Raises OwnershipError when another writer took over, StoreError when nobody can say."""
+        if Objects(self._store, self._name).has(_key(self._number + 1, "json")):
             raise OwnershipError(f"another writer took over the log {self._name}; this one stops")
 
     def release(self) -> None:
@@ -74,7 +73,8 @@ class StoreOwnership:
         if not self._stop.is_set():
             self._stop.set()
             self._thread.join()
-            obstore.put(self._store, _key(self._number, "released"), b"")
+            with contextlib.suppress(BaseError, OSError):  # then the next writer has to wait
+                obstore.put(self._store, _key(self._number, "released"), b"")
 
     def __enter__(self) -> "StoreOwnership":
         return self

@@ -1,5 +1,6 @@
 """The writer's side of a log: encodes updates, appends them, writes snapshots."""
 
+import contextlib
 import dataclasses
 import secrets
 from typing import Any
@@ -9,11 +10,15 @@ import numpy as np
 from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate, TreeSpec
 from cdl_jax.deploy.log import Manifest, Ownership, UpdateLog
-from cdl_jax.errors import LogError
+from cdl_jax.deploy.outbox import FailurePolicy, Outbox
+from cdl_jax.deploy.retention import Retention
+from cdl_jax.errors import LogError, StoreError
 from cdl_jax.wire import Snapshot, encode_snapshot, encode_update
 
+_KEEP_ALL, _STOP = Retention(), FailurePolicy()
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass
 class Publisher:
     """Publishes versions to a log that it owns. Make one with `Publisher.begin`.
 
@@ -21,12 +26,19 @@ class Publisher:
       log, owner: where to, and the right to it.
       manifest: the log's first record.
       snapshot_every: versions between snapshots.
+      snapshot_bytes: bytes of updates after which a snapshot comes sooner, or None.
+      retention: what is trimmed after a snapshot has been written.
+      outbox: what is on its way into the log; `outbox.empty` once all is acknowledged.
     """
 
     log: UpdateLog
     owner: Ownership
     manifest: Manifest
     snapshot_every: int
+    snapshot_bytes: int | None
+    retention: Retention
+    outbox: Outbox
+    _bytes_since: int = 0  # of updates since the last snapshot
 
     @classmethod
     def begin(
@@ -40,6 +52,9 @@ class Publisher:
         config: dict[str, Any] | None = None,
         example: SparseUpdate | None = None,
         snapshot_every: int = 500,
+        snapshot_bytes: int | None = None,
+        retention: Retention = _KEEP_ALL,
+        on_failure: FailurePolicy = _STOP,
     ) -> "Publisher":
         """Begins a log with a snapshot, or stands at the front of one that the same run began.
 
@@ -54,6 +69,9 @@ class Publisher:
           example: an update, or its shapes (`jax.eval_shape(step, ...)[1].update`), by which
             replicas compile their writes before the first one comes.
           snapshot_every: versions between snapshots, from 1.
+          snapshot_bytes: bytes of updates after which a snapshot comes sooner.
+          retention: what to trim; by default nothing.
+          on_failure: what to do while the store fails; by default raise at once.
 
         Raises:
           LogError: when the log is of another model, program or configuration.
@@ -74,7 +92,8 @@ class Publisher:
                     f"the log {log.name} is of another {what} ({_difference(own, found)}); give "
                     "a new folder"
                 )
-        publisher = cls(log, owner, manifest, snapshot_every)
+        outbox = Outbox(log, owner, on_failure)
+        publisher = cls(log, owner, manifest, snapshot_every, snapshot_bytes, retention, outbox)
         publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
         return publisher
 
@@ -87,21 +106,25 @@ class Publisher:
             last one deserves. It is read at once and may be donated afterwards.
 
         Raises:
-          LogError: when the log cannot be written, or when the tree's full digest is not the
-            update's: an entry was changed behind the step's back. Nothing is written then.
+          StoreError: when the log cannot be written, as `on_failure` has it.
+          LogError: when the tree's full digest is not the update's: an entry was changed behind
+            the step's back. Nothing is written then.
         """
         version, digest = int(update.version), np.asarray(update.digest)
         tensors = None if deployed is None else _named(deployed)[0]
         if tensors is not None:
             self._check(version, tensors, digest)
         blob = encode_update(update, lineage=self.manifest.lineage)
-        self.log.append(version, blob, self.owner)
+        self.outbox.update(version, blob)
+        self._bytes_since += len(blob)
         if tensors is not None:
             self._snapshot(version, tensors, digest)
         return blob
 
     def snapshot_due(self, version: int) -> bool:
-        """Whether this version gets a snapshot."""
+        """Whether this version, the one after the newest published, gets a snapshot."""
+        if self.snapshot_bytes is not None and self._bytes_since >= self.snapshot_bytes:
+            return True
         return version % self.snapshot_every == 0
 
     def _check(self, version: int, tensors: dict[str, np.ndarray], digest: np.ndarray) -> None:
@@ -115,7 +138,11 @@ class Publisher:
 
     def _snapshot(self, version: int, tensors: dict[str, np.ndarray], digest: np.ndarray) -> None:
         snapshot = Snapshot(self.manifest.spec, tensors, version, self.manifest.lineage, digest)
-        self.log.write_snapshot(version, encode_snapshot(snapshot), self.owner)
+        written = self.outbox.snapshot(version, encode_snapshot(snapshot))
+        self._bytes_since = 0
+        if written and self.retention.limited:
+            with contextlib.suppress(StoreError):  # it is tried again after the next snapshot
+                self.log.trim(self.retention, self.owner)
 
 
 def _layout(update: SparseUpdate) -> list[Any]:

@@ -2,55 +2,23 @@
 
 import contextlib
 import dataclasses
-import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from cdl_jax.core import digest as digests
-from cdl_jax.core.layout import SparseUpdate, TreeSpec, check_update
+from cdl_jax.core.layout import SparseUpdate, check_update
+from cdl_jax.deploy.buffers import Buffer, Buffers, Model
+from cdl_jax.deploy.gate import Gate
 from cdl_jax.deploy.log import UpdateLog
 from cdl_jax.deploy.numpy_model import NumpyModel
 from cdl_jax.errors import LogError, RefusedUpdateError
 from cdl_jax.wire import Snapshot, WireError, decode_snapshot, decode_update, read_header
 
-
-class Model(Protocol):
-    """One buffer of a replica, in NumPy or JAX."""
-
-    spec: TreeSpec
-
-    def prepare(self, layout: list[Any]) -> None:
-        """Gets ready for updates of a layout (`Manifest.layout`)."""
-        ...
-
-    def tree(self) -> Any:
-        """The deployed tree."""
-        ...
-
-    def tensors(self) -> dict[str, Any]:
-        """Its arrays by canonical path."""
-        ...
-
-    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
-        """The digest after an update; writes nothing."""
-        ...
-
-    def apply(self, update: SparseUpdate) -> None:
-        """Writes a checked update."""
-        ...
-
-    def full_digest(self) -> np.ndarray:
-        """The digest over every entry."""
-        ...
-
-
-@dataclasses.dataclass
-class _Buffer:
-    model: Model
-    version: int
-    readers: int = 0
+_LOOK_SECONDS = 0.5  # between looks at the newest snapshot
+_FAR_BEHIND = 2000  # versions; a snapshot is loaded sooner than as many updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,85 +27,118 @@ class Lease:
 
     version: int
     tree: Any
+    digest: np.ndarray  # uint32 [4]
 
 
 class Replica:
     """Follows a log with two buffers: one is served, the other takes the next update.
 
     An update is checked in full (bytes, lineage, order, model, positions, the digest it must
-    lead to) against the served buffer before anything is written. It is then written to the
-    spare buffer, the two swap in one assignment, and the next update replays it on the other.
-    A reader's lease keeps its buffer from being written.
+    lead to) before anything is written. It is then written to the spare buffer, the two swap in
+    one assignment, and the next update replays it on the other. A reader's lease keeps its buffer
+    from being written. Where a gate does not let a version pass, the served one stays, the spare
+    goes on following the log, and the first version that passes is served.
 
     Attributes:
       last_error: why the newest update was refused, or None.
+      held_back: why the gate keeps the newest version from being served, or None.
     """
 
-    def __init__(self, log: UpdateLog, make_model: Callable[[Snapshot], Model] = NumpyModel):
-        """Loads the log's newest snapshot; `make_model` is `NumpyModel` or `JaxModel`.
+    def __init__(
+        self,
+        log: UpdateLog,
+        make_model: Callable[[Snapshot], Model] = NumpyModel,
+        *,
+        at: int | None = None,
+        gate: Gate | None = None,
+    ):
+        """Loads a snapshot of the log.
+
+        Args:
+          log: what to follow.
+          make_model: `NumpyModel` or `JaxModel`.
+          at: the version to stay at, see `pin`; None follows the log.
+          gate: what a version must show before it is served; the first one is not asked.
 
         Raises:
-          LogError: when the log is empty, or its snapshot damaged.
+          LogError: when the log is empty, its snapshot damaged, or version `at` not in it.
         """
-        self._log, self._make_model = log, make_model
+        self._log, self._gate = log, gate
         manifest = log.manifest()
         if manifest is None:
             raise LogError(f"the log {log.name} is empty; start a trainer on it first")
-        self.lineage = manifest.lineage
-        self._manifest = manifest
-        self._free = threading.Condition()
+        self.lineage, self.manifest = manifest.lineage, manifest
         self.last_error: str | None = None
-        self._load_newest()
+        self.held_back: str | None = None
+        self._pinned, self._looked = at, time.monotonic()
+        snapshot = self._snapshot(self._newest() if at is None else self._start_of(at))
+        front, spare = (
+            Buffer(make_model(snapshot), snapshot.version, snapshot.digest) for _ in range(2)
+        )
+        front.model.prepare(manifest.layout)
+        self._buffers = Buffers(front, spare)
+        if gate is not None:
+            self._passes(front)
+            self.held_back = None
+        if at is not None:
+            self._follow_to(at)
 
     @property
     def version(self) -> int:
         """The version served."""
-        return self._front.version
+        return self._buffers.front.version
 
     @property
     def digest(self) -> np.ndarray:
         """The running digest of the version served, uint32[4]."""
-        return self._digest
+        return self._buffers.front.digest
+
+    @property
+    def pinned(self) -> int | None:
+        """The version that the replica stays at, or None."""
+        return self._pinned
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Lease]:
         """The served version, unchanged until the context ends. Keep nothing of it longer."""
-        with self._free:
-            buffer = self._front
-            buffer.readers += 1
-        try:
-            yield Lease(buffer.version, buffer.model.tree())
-        finally:
-            with self._free:
-                buffer.readers -= 1
-                self._free.notify_all()
+        with self._buffers.lease() as buffer:
+            yield Lease(buffer.version, buffer.model.tree(), buffer.digest)
 
     def advance(self) -> int | None:
-        """Serves the next version if the log has it; returns its size in bytes, else None.
+        """Takes the next version if the log has it; returns its size in bytes, else None.
+
+        What was trimmed, or is far behind the newest snapshot, is passed over by loading that: 0.
 
         Raises:
           RefusedUpdateError: when the next update fails a check and no newer snapshot helps;
             the replica serves on as before.
+          StoreError: when the log cannot be read; the replica serves on as before.
         """
-        blob = self._log.read(self.version + 1)
+        following = self._buffers.tip.version + 1
+        if self._pinned is not None and following > self._pinned:
+            return None
+        if self._look_is_due() and self._jump(_FAR_BEHIND):
+            return 0
+        blob = self._log.read(following)
         if blob is None:
             return None
         try:
             self.apply(blob)
         except RefusedUpdateError as error:
             self.last_error = str(error)
-            if (self._log.newest_snapshot() or 0) <= self.version:
+            if not self._jump(1):
                 raise
-            self._load_newest()
+            blob = b""
         self.last_error = None
         return len(blob)
 
     def catch_up(self) -> int:
         """Advances to the log's end; returns the versions taken."""
-        count = 0
+        begun = self._buffers.tip.version
+        self._looked = -_LOOK_SECONDS  # look at once
         while self.advance() is not None:
-            count += 1
-        return count
+            pass
+        return self._buffers.tip.version - begun
 
     def apply(self, blob: bytes) -> None:
         """Checks one update's bytes, writes it to the spare buffer, and swaps.
@@ -145,17 +146,18 @@ class Replica:
         Raises:
           RefusedUpdateError: says which check failed; nothing was written.
         """
-        update = self._checked(blob)
-        with self._free:
-            self._free.wait_for(lambda: self._spare.readers == 0)
-        spare = self._spare
-        if self._pending is not None:
-            spare.model.apply(self._pending)
-        spare.model.apply(update)
-        spare.version = int(update.version)
-        with self._free:
-            self._front, self._spare = spare, self._front
-            self._digest, self._pending = np.asarray(update.digest), update
+        tip = self._buffers.tip
+        self._serve(self._buffers.apply(self._checked(blob, tip), tip))
+
+    def pin(self, version: int | None) -> None:
+        """Stays at a version, an older one too, until it is called with another one or None.
+
+        Raises:
+          LogError: when the log does not hold that version, or no longer; nothing changes then.
+        """
+        if version is not None and version != self.version:
+            self._follow_to(version)
+        self._pinned = version
 
     def full_digest(self) -> str:
         """The digest of the served version over every entry, in hex.
@@ -163,25 +165,72 @@ class Replica:
         Raises:
           RefusedUpdateError: when it is not the running one: memory was changed from outside.
         """
-        full = self._front.model.full_digest()
-        if not np.array_equal(full, self._digest):
+        with self._buffers.lease() as buffer:
+            full = buffer.model.full_digest()
+            if np.array_equal(full, buffer.digest):
+                return digests.to_hex(full)
             raise RefusedUpdateError(
-                f"version {self.version} in memory has the digest {digests.to_hex(full)}, its "
-                f"updates lead to {digests.to_hex(self._digest)}; start the replica again"
+                f"version {buffer.version} in memory has the digest {digests.to_hex(full)}, its "
+                f"updates lead to {digests.to_hex(buffer.digest)}; start the replica again",
+                reason="memory",
             )
-        return digests.to_hex(full)
 
-    def _load_newest(self) -> None:
+    def _serve(self, candidate: Buffer) -> None:
+        if self._gate is None or self._passes(candidate):
+            self._buffers.swap()
+            self.held_back = None
+
+    def _passes(self, candidate: Buffer) -> bool:
+        assert self._gate is not None
+        try:
+            reason = self._gate(candidate.model.tree())
+        except Exception as error:  # a gate is the user's; whatever it raises, nothing is served
+            reason = f"the gate failed: {error!r}"
+        self.held_back = None if reason is None else f"version {candidate.version}: {reason}"
+        return reason is None
+
+    def _follow_to(self, version: int) -> None:
+        """Serves a version, building it aside from a snapshot where it is an older one."""
+        start = self._buffers.tip
+        if version < start.version:
+            start = self._buffers.load(self._snapshot(self._start_of(version)))
+        while start.version < version:
+            blob = self._log.read(start.version + 1)
+            if blob is None:
+                raise LogError(f"the log {self._log.name} has no version {start.version + 1}")
+            start = self._buffers.apply(self._checked(blob, start), start)
+        if start is not self._buffers.front:
+            self._buffers.swap()
+        self.held_back = None
+
+    def _start_of(self, version: int) -> int:
+        snapshots = [s for s in self._log.snapshots() if s <= version]
+        if not snapshots or version > (self._log.head() or 0):
+            raise LogError(
+                f"the log {self._log.name} does not hold version {version}: it has "
+                f"{min(self._log.snapshots(), default=0)} to {self._log.head()}"
+            )
+        return snapshots[-1]
+
+    def _look_is_due(self) -> bool:
+        return time.monotonic() - self._looked >= _LOOK_SECONDS
+
+    def _jump(self, least: int) -> bool:
+        """Loads the newest snapshot where it is ahead by `least`, or where the log begins there."""
+        self._looked = time.monotonic()
+        newest, here = self._newest(), self._buffers.tip.version
+        if newest <= here or (self._pinned is not None and newest > self._pinned):
+            return False
+        if newest < here + least and self._log.oldest() <= here:
+            return False
+        self._serve(self._buffers.load(self._snapshot(newest)))
+        return True
+
+    def _newest(self) -> int:
         version = self._log.newest_snapshot()
         if version is None:
             raise LogError(f"the log {self._log.name} has no snapshot yet; wait for its trainer")
-        snapshot = self._snapshot(version)
-        front = _Buffer(self._make_model(snapshot), version)
-        spare = _Buffer(self._make_model(snapshot), version)
-        front.model.prepare(self._manifest.layout)
-        with self._free:
-            self._front, self._spare, self._digest = front, spare, snapshot.digest
-            self._pending: SparseUpdate | None = None
+        return version
 
     def _snapshot(self, version: int) -> Snapshot:
         try:
@@ -190,27 +239,34 @@ class Replica:
             raise LogError(f"snapshot {version} in {self._log.name}: {error}") from error
         if (snapshot.lineage, snapshot.version) != (self.lineage, version):
             raise LogError(f"snapshot {version} in {self._log.name} is of another log or version")
-        if snapshot.spec.fingerprint != self._manifest.spec.fingerprint:
+        if snapshot.spec.fingerprint != self.manifest.spec.fingerprint:
             raise LogError(f"snapshot {version} in {self._log.name} is of another model")
         return snapshot
 
-    def _checked(self, blob: bytes) -> SparseUpdate:
-        expected = self.version + 1
+    def _checked(self, blob: bytes, base: Buffer) -> SparseUpdate:
+        expected = base.version + 1
+
+        def refused(reason: str, error: object) -> RefusedUpdateError:
+            return RefusedUpdateError(f"update {expected} is refused: {error}", reason=reason)
+
         try:
             header = read_header(blob)
-            if header.lineage != self.lineage:
-                raise WireError("it is of another log's lineage")
-            if header.version != expected:
-                raise WireError(f"it is version {header.version}, the next one is {expected}")
             update = decode_update(blob)
-            check_update(update, self._front.model.spec)
+        except WireError as error:
+            raise refused("damaged", error) from error
+        if header.lineage != self.lineage:
+            raise refused("foreign", "it is of another log's lineage")
+        if header.version != expected:
+            raise refused("order", f"it is version {header.version}, the next one is {expected}")
+        try:
+            check_update(update, base.model.spec)
         except ValueError as error:
-            raise RefusedUpdateError(f"update {expected} is refused: {error}") from error
-        found = self._front.model.changed_digest(update, self._digest)
+            raise refused("model", error) from error
+        found = base.model.changed_digest(update, base.digest)
         if not np.array_equal(found, update.digest):
-            raise RefusedUpdateError(
-                f"update {expected} is refused: it leads to the digest {digests.to_hex(found)} "
-                f"and should to {digests.to_hex(update.digest)}"
+            its = digests.to_hex(update.digest)
+            raise refused(
+                "digest", f"it leads to the digest {digests.to_hex(found)} and should to {its}"
             )
         return update
 

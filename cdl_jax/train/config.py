@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 from cdl_jax.data import DATASETS
+from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
+from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import MODELS
 
@@ -55,6 +57,21 @@ class TrainConfig:
     """Samples a second at which the stream arrives. None: as fast as they are trained on."""
     snapshot_every: int = 500
     """Versions between the log's snapshots."""
+    snapshot_bytes: int | None = None
+    """Bytes of updates after which a snapshot comes sooner. None: never."""
+    keep_versions: int | None = None
+    """Updates that the log keeps at most, trimmed up to a snapshot. None: all."""
+    keep_seconds: float | None = None
+    """Age up to which the log keeps updates, in seconds. None: all."""
+    keep_bytes: int | None = None
+    """Bytes of updates and snapshots that the log keeps at most. None: all."""
+    on_log_failure: OnFailure = "stop"
+    """While the log's store fails: stop; wait, trying again; or go_on with the training, keeping
+    the updates in memory until they can be written."""
+    log_patience: float = 60.0
+    """Seconds that wait tries, and go_on at the end of the run or of its memory."""
+    log_memory: int = 1 << 28
+    """Bytes of unwritten updates and snapshots that go_on keeps in memory."""
     digest_every: int = 100
     """Versions between recomputations of the full digest; 0 leaves them to the snapshots."""
     max_skipped: int = 20
@@ -82,7 +99,21 @@ class TrainConfig:
     def bits_depend_on(self) -> dict[str, Any]:
         """The settings that the bits of the log depend on: all but places, pace and length."""
         free = ("data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every")
+        free += ("snapshot_bytes", "keep_versions", "keep_seconds", "keep_bytes")
+        free += ("on_log_failure", "log_patience", "log_memory")
         return {name: x for name, x in vars(self).items() if name not in free}
+
+    def retention(self) -> Retention:
+        """What the log keeps."""
+        return Retention(
+            versions=self.keep_versions, seconds=self.keep_seconds, bytes=self.keep_bytes
+        )
+
+    def failure_policy(self) -> FailurePolicy:
+        """What to do while the log's store fails."""
+        return FailurePolicy(
+            on_failure=self.on_log_failure, patience=self.log_patience, memory=self.log_memory
+        )
 
     def _check(self) -> None:
         for name in ("initial_samples", "batch_size", "trigger", "snapshot_every", "max_skipped"):
@@ -91,6 +122,10 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 0)
         if self.limit is not None:
             _at_least("limit", self.limit, 1)
+        if self.snapshot_bytes is not None:
+            _at_least("snapshot_bytes", self.snapshot_bytes, 1)
+        self.retention()  # it checks its own values, and so does the other
+        self.failure_policy()
         if not 0 < self.density <= 1:
             raise ConfigError(f"density is {self.density}; give a share in (0, 1]")
         if not 1 <= self.bits <= 16:

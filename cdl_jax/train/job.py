@@ -72,9 +72,14 @@ def _trained(
                 config=config.bits_depend_on(),
                 example=trainer.example(),
                 snapshot_every=config.snapshot_every,
+                snapshot_bytes=config.snapshot_bytes,
+                retention=config.retention(),
+                on_failure=config.failure_policy(),
             )
         with Bar(config.strategy, trainer.stream_size) as bar:
             summary = trainer.run(bar)
+        if trainer.publisher is not None:
+            trainer.publisher.outbox.flush()
         records.text("summary.json", summary.to_json())
         return summary
     finally:

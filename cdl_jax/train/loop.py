@@ -147,7 +147,9 @@ class ContinuousTrainer:
         if self.publisher is not None:
             due = self.publisher.snapshot_due(version) or version == self._last_version
             blob = self.publisher.publish(info.update, deployed(self.state) if due else None)
-            out |= {"acknowledged_at": time.time(), "bytes": len(blob)}
+            out["bytes"] = len(blob)
+            if self.publisher.outbox.empty:
+                out["acknowledged_at"] = time.time()
         return out
 
     def _check_digest(self, info: StepInfo) -> str:

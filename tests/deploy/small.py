@@ -40,7 +40,9 @@ def batch(i):
 class Run:
     """A trainer on a log of its own, one version a call."""
 
-    def __init__(self, path, *, density=0.1, scope="tensor", snapshot_every=5, update="sparse"):
+    def __init__(
+        self, path, *, density=0.1, scope="tensor", snapshot_every=5, update="sparse", **settings
+    ):
         sparsifier = cdl_jax.sparsify_top_k(density, scope=scope)
         self.tx = chained(optax.amsgrad(1e-2), sparsifier)
         if update != "sparse":
@@ -55,6 +57,7 @@ class Run:
             cdl_jax.deployed(self.state),
             example=jax.eval_shape(self.step, self.state, None, batch(0))[1].update,
             snapshot_every=snapshot_every,
+            **settings,
         )
         self.blobs = []
 

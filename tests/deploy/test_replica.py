@@ -81,12 +81,16 @@ def test_a_lease_keeps_its_version_while_others_come(tmp_path, backend):
     assert replica.full_digest() == run.digest()
 
 
+def everything(replica):
+    tensors = replica._buffers.front.model.tensors()
+    return as_bits(tensors), replica.version, replica.digest.tolist()
+
+
 def refused(replica, blob, word):
-    state = as_bits(replica._front.model.tensors()), replica.version, replica.digest.tolist()
+    state = everything(replica)
     with pytest.raises(RefusedUpdateError, match=word):
         replica.apply(blob)
-    after = as_bits(replica._front.model.tensors()), replica.version, replica.digest.tolist()
-    assert after == state
+    assert everything(replica) == state
 
 
 @both
@@ -139,7 +143,7 @@ def test_memory_changed_from_outside_is_found_by_the_full_digest(tmp_path):
     run.publish(3)
     replica = Replica(run.log)
     replica.catch_up()
-    replica._front.model._arenas[4][0] ^= 1
+    replica._buffers.front.model._arenas[4][0] ^= 1
     with pytest.raises(RefusedUpdateError, match="in memory"):
         replica.full_digest()
 
@@ -190,11 +194,11 @@ def test_jax_replica_writes_in_place_and_survives_a_held_view(tmp_path):
     run.publish(6)
     for _ in range(2):
         replica.advance()
-    spare = replica._spare.model.tensors()["params/a/w"]
+    spare = replica._buffers._spare.model.tensors()["params/a/w"]
     address = spare.unsafe_buffer_pointer()
     replica.advance()
-    assert replica._front.model.tensors()["params/a/w"].unsafe_buffer_pointer() == address
-    view = np.asarray(replica._spare.model.tensors()["params/a/w"])
+    assert replica._buffers.front.model.tensors()["params/a/w"].unsafe_buffer_pointer() == address
+    view = np.asarray(replica._buffers._spare.model.tensors()["params/a/w"])
     held = view.copy()
     replica.advance()
     assert np.array_equal(view, held)  # donation was given up, the view keeps its version

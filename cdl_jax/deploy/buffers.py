@@ -1,0 +1,131 @@
+"""Two whole models of which one is served while the other takes what comes next."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from cdl_jax.core.layout import SparseUpdate, TreeSpec
+from cdl_jax.wire import Snapshot
+
+_MOST_MISSED = 64  # updates after which copying the other model is likely cheaper
+
+
+class Model(Protocol):
+    """One buffer of a replica, in NumPy or JAX."""
+
+    spec: TreeSpec
+
+    def prepare(self, layout: list[Any]) -> None:
+        """Gets ready for updates of a layout (`Manifest.layout`)."""
+        ...
+
+    def tree(self) -> Any:
+        """The deployed tree."""
+        ...
+
+    def tensors(self) -> dict[str, Any]:
+        """Its arrays by canonical path."""
+        ...
+
+    def load(self, tensors: dict[str, Any]) -> None:
+        """Takes over the content of tensors of the same spec."""
+        ...
+
+    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
+        """The digest after an update; writes nothing."""
+        ...
+
+    def apply(self, update: SparseUpdate) -> None:
+        """Writes a checked update."""
+        ...
+
+    def full_digest(self) -> np.ndarray:
+        """The digest over every entry."""
+        ...
+
+
+@dataclasses.dataclass
+class Buffer:
+    """A model, the version it holds (-1 while it is written), its running digest."""
+
+    model: Model
+    version: int
+    digest: np.ndarray  # uint32 [4]
+    readers: int = 0
+
+
+class Buffers:
+    """The served buffer, and the spare one that is behind it, or ahead while a gate holds it back.
+
+    One thread writes; any number of threads read through `lease`.
+    """
+
+    def __init__(self, front: Buffer, spare: Buffer):
+        self.front, self._spare = front, spare
+        self._free = threading.Condition()
+        self._missed: list[SparseUpdate] | None = []  # from one buffer to the other; None: all
+
+    @property
+    def tip(self) -> Buffer:
+        """The buffer of the newer version: the served one, or a candidate that is not served."""
+        return self._spare if self._spare.version > self.front.version else self.front
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Buffer]:
+        """The served buffer, which is not written until the context ends."""
+        with self._free:
+            buffer = self.front
+            buffer.readers += 1
+        try:
+            yield buffer
+        finally:
+            with self._free:
+                buffer.readers -= 1
+                self._free.notify_all()
+
+    def apply(self, update: SparseUpdate, base: Buffer) -> Buffer:
+        """Writes an update, checked against `base`, into the spare buffer, which it returns.
+
+        A failure on the way leaves the spare buffer to be copied anew; the served one is whole.
+        """
+        self._wait()
+        spare, missed = self._spare, self._missed
+        spare.version, self._missed = -1, None
+        if base is not spare:
+            self._bring_up(spare, missed)
+            missed = []
+        spare.model.apply(update)
+        spare.version, spare.digest = int(update.version), np.asarray(update.digest)
+        if missed is not None and len(missed) < _MOST_MISSED:
+            self._missed = [*missed, update]
+        return spare
+
+    def load(self, snapshot: Snapshot) -> Buffer:
+        """Loads a snapshot into the spare buffer."""
+        self._wait()
+        self._spare.version, self._missed = -1, None
+        self._spare.model.load(snapshot.tensors)
+        self._spare.version, self._spare.digest = snapshot.version, snapshot.digest
+        return self._spare
+
+    def swap(self) -> None:
+        """Serves the spare buffer from the next lease on."""
+        with self._free:
+            self.front, self._spare = self._spare, self.front
+        if self._spare.version > self.front.version:  # else it would pass for a candidate
+            self._spare.version, self._missed = -1, None
+
+    def _bring_up(self, spare: Buffer, missed: list[SparseUpdate] | None) -> None:
+        if missed is None:
+            spare.model.load(self.front.model.tensors())
+            return
+        for update in missed:
+            spare.model.apply(update)
+
+    def _wait(self) -> None:
+        with self._free:
+            self._free.wait_for(lambda: self._spare.readers == 0)
