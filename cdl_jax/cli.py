@@ -1,4 +1,4 @@
-"""The command line: cdl-jax train | replica | inspect."""
+"""The command line: cdl-jax train | replica | inspect | rollback."""
 
 import dataclasses
 import pathlib
@@ -13,6 +13,7 @@ import tyro
 
 from cdl_jax.deploy.follow import FollowConfig, follow
 from cdl_jax.deploy.inspect import InspectConfig, show
+from cdl_jax.deploy.rollback import RollbackConfig
 from cdl_jax.errors import CdlError, ConfigError
 
 INTERRUPTED = 130
@@ -53,8 +54,16 @@ def inspect(config: InspectConfig) -> int:
     return 0
 
 
+def rollback(config: RollbackConfig) -> int:
+    """`cdl-jax rollback`: the content of an old version becomes the log's newest."""
+    from cdl_jax.deploy import rollback as command
+
+    print(command.rollback(config))
+    return 0
+
+
 def _run(words: list[str]) -> int:
-    commands = {"train": train, "replica": replica, "inspect": inspect}
+    commands = {"train": train, "replica": replica, "inspect": inspect, "rollback": rollback}
     if not words or words[0] not in commands:
         return _usage(words, commands)
     name = words[0]
@@ -75,7 +84,7 @@ def _config_type(name: str) -> Any:
         except ImportError as error:
             raise ConfigError(f"train needs more: pip install 'cdl_jax[all]' ({error})") from error
         return TrainConfig
-    return {"replica": FollowConfig, "inspect": InspectConfig}[name]
+    return {"replica": FollowConfig, "inspect": InspectConfig, "rollback": RollbackConfig}[name]
 
 
 def _parse(name: str, config_type: Any, words: list[str], path: str | None) -> Any:

@@ -29,10 +29,10 @@ class RefusedUpdateError(LogError):
     """An update that a replica does not apply.
 
     Attributes:
-      reason: damaged, foreign, order, model, digest or memory.
+      reason: damaged, foreign, order, model, digest, memory or other.
     """
 
-    def __init__(self, message: str, *, reason: str):
+    def __init__(self, message: str, *, reason: str = "other"):
         super().__init__(message)
         self.reason = reason
 

@@ -1,5 +1,6 @@
 """A replica as a process: follow a log, write down every version served."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -8,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from cdl_jax.core import digest as digests
-from cdl_jax.deploy.log import open_log
+from cdl_jax.deploy.log import UpdateLog, open_log
 from cdl_jax.deploy.replica import Replica, model_factory
-from cdl_jax.errors import ConfigError, LogError, RefusedUpdateError
+from cdl_jax.errors import ConfigError, LogError, RefusedUpdateError, StoreError
 from cdl_jax.interrupts import Interrupts
 
-RETRY_SECONDS = 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,11 @@ class FollowConfig:
     """Folder for metrics.jsonl and summary.json. None writes nothing."""
     verify_every: int = 100
     """Versions between recomputations of the full digest; 0 does it at the end alone."""
-    poll: float = 0.002
-    """Seconds between looks for the next version."""
+    poll: float = 0.5
+    """Longest wait for the next version, in seconds: a Redis log wakes its replicas, other logs
+    are looked at every 2 ms (a folder) or 50 ms (an object store)."""
+    at: int | None = None
+    """Stay at this version. None: follow the log."""
     until: int | None = None
     """Stop at this version. None: follow until interrupted."""
     wait: float = 60.0
@@ -39,6 +43,8 @@ class FollowConfig:
         """Itself; raises ConfigError for a value that cannot be."""
         if self.log is None:
             raise ConfigError("replica needs --log, the folder or URL that a trainer publishes to")
+        if self.at is not None and self.at < 0:
+            raise ConfigError(f"at is {self.at}; give a version, 0 or more")
         for name in ("verify_every", "poll", "wait"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
@@ -66,33 +72,60 @@ def follow(config: FollowConfig) -> FollowSummary:
     Raises:
       LogError: when there is no such log, or none appears within `config.wait` seconds.
     """
-    replica = _first(config)
+    log = open_first(config.log or "", config.wait)
+    replica = Replica(log, model_factory(config.backend), at=config.at)
     summary = FollowSummary(replica.version, "")
+    pauses = Pauses()
     with _lines(config.run) as lines, Interrupts() as interrupts:
-        for _ in interrupts.between(_turns(replica, config)):
-            _advance(replica, config, summary, lines)
+        for _ in interrupts.between(_turns(replica, log, config)):
+            try:
+                _advance(replica, config, summary, lines)
+                pauses.over()
+            except (RefusedUpdateError, StoreError) as error:
+                summary.refused += isinstance(error, RefusedUpdateError)
+                pauses.take(error)
     summary.version, summary.digest = replica.version, replica.full_digest()
     if config.run is not None:
         (pathlib.Path(config.run) / "summary.json").write_text(summary.to_json())
     return summary
 
 
-def _turns(replica: Replica, config: FollowConfig) -> Iterator[None]:
-    """A turn for every look at the log, with a pause after one that found nothing."""
+class Pauses:
+    """What lies between two tries after a failure: longer each time, and a sentence once."""
+
+    def __init__(self) -> None:
+        self._pause, self._said = FIRST_PAUSE, ""
+
+    def over(self) -> None:
+        """All is well again."""
+        if self._said:
+            print("cdl-jax: the log is read again", flush=True)
+        self._pause, self._said = FIRST_PAUSE, ""
+
+    def take(self, error: Exception) -> None:
+        """Says what is wrong, where that is new, and waits."""
+        if str(error) != self._said:
+            self._said = str(error)
+            print(f"cdl-jax: {error}; the replica serves on", flush=True)
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+
+def _turns(replica: Replica, log: UpdateLog, config: FollowConfig) -> Iterator[None]:
+    """A turn for every look at the log, with a wait after one that found nothing."""
     while config.until is None or replica.version < config.until:
         before = replica.version
         yield
         if replica.version == before:
-            time.sleep(config.poll)
+            with contextlib.suppress(StoreError):  # the next look says so
+                log.wait(replica.version + 1, config.poll)
 
 
 def _advance(replica: Replica, config: FollowConfig, summary: FollowSummary, lines: Any) -> None:
-    try:
-        size = replica.advance()
-    except RefusedUpdateError as error:
-        return _say(error, summary)
-    if size is None:
-        return None
+    before = replica.version
+    size = replica.advance()
+    if size is None or replica.version == before:
+        return
     record = {"version": replica.version, "served_at": time.time(), "bytes": size}
     if config.verify_every and replica.version % config.verify_every == 0:
         record["full_digest"] = replica.full_digest()
@@ -103,22 +136,20 @@ def _advance(replica: Replica, config: FollowConfig, summary: FollowSummary, lin
     lines.write(json.dumps(record) + "\n")
 
 
-def _say(error: RefusedUpdateError, summary: FollowSummary) -> None:
-    summary.refused += 1
-    print(f"cdl-jax: {error}; the replica serves on", flush=True)
-    time.sleep(RETRY_SECONDS)
-
-
-def _first(config: FollowConfig) -> Replica:
-    """The replica, once the log has begun: its trainer may still be at the initial model."""
-    end = time.monotonic() + config.wait
+def open_first(url: str, wait: float) -> UpdateLog:
+    """The log, once it has begun: its trainer may still be at the initial model."""
+    end = time.monotonic() + wait
     while True:
         try:
-            return Replica(open_log(config.log or ""), model_factory(config.backend))
-        except LogError:
-            if time.monotonic() >= end:
-                raise
-        time.sleep(min(0.1, config.wait))
+            log = open_log(url)
+            if log.newest_snapshot() is not None:
+                return log
+            problem = LogError(f"the log {url} is empty; start a trainer on it first")
+        except LogError as error:
+            problem = error
+        if time.monotonic() >= end:
+            raise problem
+        time.sleep(min(0.1, wait))
 
 
 def _lines(run: str | None) -> Any:

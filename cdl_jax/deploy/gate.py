@@ -32,7 +32,7 @@ class HeldOut:
         """See `Gate`."""
         scores = np.asarray(self._predict(tree["params"], tree["model_state"], self._inputs))
         right = float((scores.argmax(-1) == self._labels).mean())
-        if not right >= self.best - self._bound or not np.isfinite(scores).all():
+        if right < self.best - self._bound - 1e-9 or not np.isfinite(scores).all():
             return (
                 f"{right:.4f} of {len(self._labels)} held-out samples are right, the best version "
                 f"served had {self.best:.4f} and {self._bound} less is allowed"

@@ -92,6 +92,14 @@ class UpdateLog(Protocol):
         """A version's update, or None where there is none yet."""
         ...
 
+    def written_at(self, version: int) -> float | None:
+        """When a version was written, in seconds since the epoch; None where there is none."""
+        ...
+
+    def wait(self, version: int, seconds: float) -> None:
+        """Returns when a version may be there, at the latest after so many seconds."""
+        ...
+
     def head(self) -> int | None:
         """The newest version; None for a log without a snapshot."""
         ...
@@ -122,7 +130,13 @@ class UpdateLog(Protocol):
 
 
 class Ownership(Protocol):
-    """A writer's right to a log; as a context manager it releases at the end."""
+    """A writer's right to a log; as a context manager it releases at the end.
+
+    Attributes:
+      number: counts the log's writers; a later one has a higher number.
+    """
+
+    number: int
 
     def ensure(self) -> None:
         """Raises OwnershipError when another writer took over."""
@@ -138,7 +152,7 @@ class Ownership(Protocol):
 
 
 def open_log(url: str, *, create: bool = False) -> UpdateLog:
-    """Opens a log by URL: a folder's path, or `file://`, `memory://`, `s3://`, `gs://`, `az://`.
+    """Opens a log by URL: a folder, or `file://`, `memory://`, `s3://`, `gs://`, `az://`, `redis://`.
 
     Args:
       url: where the log lies.
@@ -147,6 +161,10 @@ def open_log(url: str, *, create: bool = False) -> UpdateLog:
     Raises:
       LogError: when the folder does not exist or the URL is of another kind.
     """
+    if url.startswith(("redis://", "rediss://")):
+        from cdl_jax.deploy.redis_log import open_redis_log
+
+        return open_redis_log(url, create=create)
     from cdl_jax.deploy.store_log import open_store_log
 
     return open_store_log(url, create=create)

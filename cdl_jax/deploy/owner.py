@@ -57,7 +57,7 @@ class StoreOwnership:
     """A claim that stands; renews its heartbeat from a thread of its own until released."""
 
     def __init__(self, store: Any, name: str, number: int, period: float):
-        self._store, self._name, self._number = store, name, number
+        self._store, self._name, self.number = store, name, number
         self._stop = threading.Event()
         self._beat(0)
         self._thread = threading.Thread(target=self._run, args=(period,), daemon=True)
@@ -65,7 +65,7 @@ class StoreOwnership:
 
     def ensure(self) -> None:
         """Raises OwnershipError when another writer took over, StoreError when nobody can say."""
-        if Objects(self._store, self._name).has(_key(self._number + 1, "json")):
+        if Objects(self._store, self._name).has(_key(self.number + 1, "json")):
             raise OwnershipError(f"another writer took over the log {self._name}; this one stops")
 
     def release(self) -> None:
@@ -74,7 +74,7 @@ class StoreOwnership:
             self._stop.set()
             self._thread.join()
             with contextlib.suppress(BaseError, OSError):  # then the next writer has to wait
-                obstore.put(self._store, _key(self._number, "released"), b"")
+                obstore.put(self._store, _key(self.number, "released"), b"")
 
     def __enter__(self) -> "StoreOwnership":
         return self
@@ -92,7 +92,7 @@ class StoreOwnership:
             count += 1
 
     def _beat(self, count: int) -> None:
-        obstore.put(self._store, _key(self._number, "beat"), str(count).encode())
+        obstore.put(self._store, _key(self.number, "beat"), str(count).encode())
 
 
 def _is_gone(store: Any, number: int, patience: float) -> bool:

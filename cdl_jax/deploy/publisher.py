@@ -97,6 +97,14 @@ class Publisher:
         publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
         return publisher
 
+    @classmethod
+    def going_on(cls, log: UpdateLog, owner: Ownership) -> "Publisher":
+        """For a log that somebody else began, whatever program and configuration it is of."""
+        manifest = log.manifest()
+        if manifest is None:
+            raise LogError(f"the log {log.name} is empty; start a trainer on it first")
+        return cls(log, owner, manifest, 500, None, _KEEP_ALL, Outbox(log, owner, _STOP))
+
     def publish(self, update: SparseUpdate, deployed: Any = None) -> bytes:
         """Appends one version, and a snapshot where a tree is given; returns the update's bytes.
 

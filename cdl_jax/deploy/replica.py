@@ -117,11 +117,12 @@ class Replica:
         following = self._buffers.tip.version + 1
         if self._pinned is not None and following > self._pinned:
             return None
-        if self._look_is_due() and self._jump(_FAR_BEHIND):
+        look = time.monotonic() - self._looked >= _LOOK_SECONDS
+        if look and self._jump(_FAR_BEHIND):
             return 0
         blob = self._log.read(following)
-        if blob is None:
-            return None
+        if blob is None:  # not there yet, or no longer where there is a snapshot ahead
+            return 0 if look and self._jump(1) else None
         try:
             self.apply(blob)
         except RefusedUpdateError as error:
@@ -135,8 +136,7 @@ class Replica:
     def catch_up(self) -> int:
         """Advances to the log's end; returns the versions taken."""
         begun = self._buffers.tip.version
-        self._looked = -_LOOK_SECONDS  # look at once
-        while self.advance() is not None:
+        while self.advance() is not None or self._jump(1):
             pass
         return self._buffers.tip.version - begun
 
@@ -197,7 +197,7 @@ class Replica:
         while start.version < version:
             blob = self._log.read(start.version + 1)
             if blob is None:
-                raise LogError(f"the log {self._log.name} has no version {start.version + 1}")
+                raise self._not_held(version)
             start = self._buffers.apply(self._checked(blob, start), start)
         if start is not self._buffers.front:
             self._buffers.swap()
@@ -206,22 +206,22 @@ class Replica:
     def _start_of(self, version: int) -> int:
         snapshots = [s for s in self._log.snapshots() if s <= version]
         if not snapshots or version > (self._log.head() or 0):
-            raise LogError(
-                f"the log {self._log.name} does not hold version {version}: it has "
-                f"{min(self._log.snapshots(), default=0)} to {self._log.head()}"
-            )
+            raise self._not_held(version)
         return snapshots[-1]
 
-    def _look_is_due(self) -> bool:
-        return time.monotonic() - self._looked >= _LOOK_SECONDS
+    def _not_held(self, version: int) -> LogError:
+        first, last = min(self._log.snapshots(), default=0), self._log.head()
+        return LogError(
+            f"the log {self._log.name} does not hold version {version}: it has {first} to {last}"
+        )
 
     def _jump(self, least: int) -> bool:
-        """Loads the newest snapshot where it is ahead by `least`, or where the log begins there."""
+        """Loads the newest snapshot where it is ahead by `least`."""
         self._looked = time.monotonic()
-        newest, here = self._newest(), self._buffers.tip.version
-        if newest <= here or (self._pinned is not None and newest > self._pinned):
+        newest = self._newest()
+        if newest < self._buffers.tip.version + least:
             return False
-        if newest < here + least and self._log.oldest() <= here:
+        if self._pinned is not None and newest > self._pinned:
             return False
         self._serve(self._buffers.load(self._snapshot(newest)))
         return True

@@ -12,7 +12,10 @@ directories both do that atomically, so a torn object is never seen.
 
 import datetime
 import pathlib
+import time
 from typing import Any
+
+from obstore.store import LocalStore, MemoryStore
 
 from cdl_jax.deploy.log import Manifest, Ownership
 from cdl_jax.deploy.owner import StoreOwnership, claim
@@ -30,12 +33,17 @@ def open_store_log(url: str, *, create: bool = False) -> "StoreLog":
 
 
 class StoreLog:
-    """An `UpdateLog` in an object store; see the module."""
+    """An `UpdateLog` in an object store; see the module.
+
+    Attributes:
+      poll: seconds between two looks for the next version.
+    """
 
     def __init__(self, store: Any, name: str):
-        self._store, self.name = store, name
+        self.store, self.name = store, name
         self._objects = Objects(store, name)
         self._trimmed: int | None = None
+        self.poll = 0.002 if isinstance(store, LocalStore | MemoryStore) else 0.05
 
     def manifest(self) -> Manifest | None:
         """See `UpdateLog`."""
@@ -50,7 +58,7 @@ class StoreLog:
     def claim(self, *, patience: float = 5.0) -> StoreOwnership:
         """See `UpdateLog`; a writer that shows no sign for `patience` seconds counts as dead."""
         with explained(self.name, "claim"):
-            return claim(self._store, self.name, patience=patience)
+            return claim(self.store, self.name, patience=patience)
 
     def append(self, version: int, blob: bytes, owner: Ownership) -> None:
         """See `UpdateLog`."""
@@ -69,6 +77,14 @@ class StoreLog:
     def read(self, version: int) -> bytes | None:
         """See `UpdateLog`."""
         return self._objects.get(_update_key(version))
+
+    def written_at(self, version: int) -> float | None:
+        """See `UpdateLog`; the store's clock."""
+        return self._objects.written_at(_update_key(version))
+
+    def wait(self, version: int, seconds: float) -> None:
+        """See `UpdateLog`; a store wakes nobody."""
+        time.sleep(min(seconds, self.poll))
 
     def head(self) -> int | None:
         """See `UpdateLog`; asks for O(log n) names, for there are no gaps."""
@@ -120,17 +136,25 @@ class StoreLog:
         newest = self.newest_snapshot()
         if newest is None or not retention.limited:
             return self.oldest()
-        updates, snapshots = self._list("updates/"), self._list("snapshots/")
+        updates, snapshots = self._updates(), self._list("snapshots/")
         start = max(self.oldest(), retention.horizon(updates, snapshots, newest))
         if not self._objects.has(_snapshot_key(start)):
             raise LogError(f"nothing is trimmed in {self.name}: its snapshot {start} is missing")
         self._objects.put(_OLDEST, str(start).encode())
         self._trimmed = start
-        keys = [_update_key(x.version) for x in updates if x.version <= start]
-        keys += [_snapshot_key(x.version) for x in snapshots if x.version < start]
+        self._trim_updates(updates, start)
+        self._delete([_snapshot_key(x.version) for x in snapshots if x.version < start])
+        return start
+
+    def _updates(self) -> list[Kept]:
+        return self._list("updates/")
+
+    def _trim_updates(self, updates: list[Kept], start: int) -> None:
+        self._delete([_update_key(x.version) for x in updates if x.version <= start])
+
+    def _delete(self, keys: list[str]) -> None:
         for first in range(0, len(keys), _AT_ONCE):
             self._objects.delete(keys[first : first + _AT_ONCE])
-        return start
 
     def _list(self, folder: str) -> list[Kept]:
         now = datetime.datetime.now(datetime.UTC)

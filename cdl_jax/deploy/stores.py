@@ -91,6 +91,14 @@ class Objects:
                 return False
             return True
 
+    def written_at(self, key: str) -> float | None:
+        """When an object was written, in seconds since the epoch by the store's clock."""
+        with explained(self._name, "read"):
+            try:
+                return obstore.head(self._store, key)["last_modified"].timestamp()
+            except FileNotFoundError:
+                return None
+
     def put_new(self, key: str, blob: bytes) -> bool:
         """Writes an object once; whether this very content stands there now.
 
