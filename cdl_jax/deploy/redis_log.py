@@ -52,6 +52,8 @@ def open_redis_log(url: str, *, create: bool = False) -> "RedisLog":
     """The log at a URL; arguments and errors as in `deploy.open_log`."""
     try:
         import redis
+        from redis.backoff import ExponentialBackoff
+        from redis.retry import Retry
     except ImportError as error:
         raise LogError("a redis:// log needs more: pip install 'cdl_jax[redis]'") from error
     parts, query = urlsplit(url), parse_qs(urlsplit(url).query)
@@ -61,14 +63,14 @@ def open_redis_log(url: str, *, create: bool = False) -> "RedisLog":
             f"{_without_password(parts)} names no stream or no store for snapshots; give "
             "redis://HOST:PORT/NAME?store=FOLDER"
         )
-    backoff = redis.backoff.ExponentialBackoff(cap=_LONGEST_PAUSE, base=_FIRST_PAUSE)
+    backoff = ExponentialBackoff(cap=_LONGEST_PAUSE, base=_FIRST_PAUSE)
     try:
         client = redis.Redis(
             host=parts.hostname or "127.0.0.1", port=parts.port or 6379,
             username=parts.username, password=parts.password,
             db=int(query.get("db", ["0"])[0]), ssl=parts.scheme == "rediss",
             socket_timeout=SECONDS_TO_ANSWER, socket_connect_timeout=SECONDS_TO_ANSWER,
-            retry=redis.retry.Retry(backoff, _RETRIES),
+            retry=Retry(backoff, _RETRIES),
         )  # fmt: skip
     except ValueError as error:
         raise LogError(f"cannot open a log at {_without_password(parts)}: {error}") from error
