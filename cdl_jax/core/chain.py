@@ -13,23 +13,12 @@ import numpy as np
 import optax
 from jax.extend import core
 
-from cdl_jax.core.sparsify import DEAF, MARK, ErrorFeedbackState
+from cdl_jax.core.sparsify import MARK, ErrorFeedbackState
 from cdl_jax.core.tree import flatten
 
-Origin = Literal["sparse", "deaf", "still", "dense"]
+Origin = Literal["sparse", "still", "dense"]
 _SAME = ("copy", "reshape", "convert_element_type", "optimization_barrier", "squeeze")
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
-
-
-def apply_chain(
-    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any, *, accept: Any
-) -> tuple[Any, Any]:
-    """`tx.update` with `accept` passed on to the sparsifier inside."""
-    # MultiSteps takes extra arguments and does not say so by its type: optax would drop them.
-    update: Any = tx.update
-    if not isinstance(getattr(update, "__self__", None), optax.MultiSteps):
-        update = optax.with_extra_args_support(tx).update
-    return update(grads, opt_state, params, accept=accept)
 
 
 def leaf_origins(
@@ -38,10 +27,9 @@ def leaf_origins(
     """Where each leaf of the final updates comes from, by path.
 
     "sparse" is the sparsifier's own output, perhaps gated by a bool as `optax.MultiSteps` does;
-    "deaf" the same where a wrapper keeps `accept` from it; "still" a constant zero
-    (`optax.set_to_zero`); anything else is "dense".
+    "still" a constant zero (`optax.set_to_zero`); anything else is "dense".
     """
-    trace = jax.make_jaxpr(lambda g, s, p: apply_chain(tx, g, s, p, accept=True)[0])
+    trace = jax.make_jaxpr(lambda g, s, p: tx.update(g, s, p)[0])
     jaxpr = trace(params, opt_state, params).jaxpr
     names = flatten(params).names
     order = flatten(params).order
@@ -86,8 +74,8 @@ def _origin(jaxpr: Any, var: Any) -> Origin:
 
 def _eqn_origin(jaxpr: Any, eqn: Any, var: Any) -> Origin:
     name = eqn.primitive.name
-    if name == "name" and eqn.params["name"] in (MARK, DEAF):
-        return "sparse" if eqn.params["name"] == MARK else "deaf"
+    if name == "name" and eqn.params["name"] == MARK:
+        return "sparse"
     if name in _SAME or name == "name":
         return _origin(jaxpr, eqn.invars[eqn.outvars.index(var)])
     if name in ("broadcast_in_dim", "full_like"):
@@ -124,4 +112,4 @@ def _inner_origin(eqn: Any, place: int) -> Origin:
     if inner is None:
         return "dense"
     kinds = {_origin(c.jaxpr, c.jaxpr.outvars[place]) for c in inner}
-    return next(kind for kind in ("dense", "deaf", "sparse", "still") if kind in kinds)
+    return next(kind for kind in ("dense", "sparse", "still") if kind in kinds)

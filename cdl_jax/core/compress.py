@@ -21,7 +21,7 @@ class Compressor:
       density: share of entries sent, for documentation and as the default of the model state's.
       scope: "tensor" picks in each tensor, "global" over their concatenation.
       slots: entries to reserve for a tensor (or concatenation) of n entries.
-      compress: `(updates, residuals, ks, global_scope=, accept=, key=)` to
+      compress: `(updates, residuals, ks, global_scope=, key=)` to
         `(indices, sent, residuals)`, as in `core.select`.
     """
 
@@ -46,11 +46,9 @@ def top_k(density: float, *, scope: Scope = "tensor") -> Compressor:
     """
     _check(density, scope)
 
-    def compress(updates, residuals, ks, *, global_scope, accept, key):
+    def compress(updates, residuals, ks, *, global_scope, key):
         del key
-        return select.error_feedback_top_k(
-            updates, residuals, ks, global_scope=global_scope, accept=accept
-        )
+        return select.error_feedback_top_k(updates, residuals, ks, global_scope=global_scope)
 
     return Compressor(density, scope, _share(density), compress)
 
@@ -86,12 +84,11 @@ def quantize(bits: int) -> Compressor:
         raise ValueError(f"bits is {bits}; give a whole number from 1 to 16")
     levels = 2.0 ** (bits - 1)
 
-    def compress(updates, residuals, ks, *, global_scope, accept, key):
+    def compress(updates, residuals, ks, *, global_scope, key):
         del ks, global_scope
         keys = jax.random.split(key, len(updates))
         parts = [
-            _quantize(u, r, levels, accept, k)
-            for u, r, k in zip(updates, residuals, keys, strict=True)
+            _quantize(u, r, levels, k) for u, r, k in zip(updates, residuals, keys, strict=True)
         ]
         indices, sent, kept = zip(*parts, strict=True)
         return indices, sent, kept
@@ -126,22 +123,22 @@ def _check(density: float, scope: str) -> None:
         raise ValueError(f"scope is {scope!r}; give 'tensor' or 'global'")
 
 
-def _quantize(update, residual, levels: float, accept, key) -> tuple[jax.Array, ...]:
+def _quantize(update, residual, levels: float, key) -> tuple[jax.Array, ...]:
     n, dtype = update.size, update.dtype
-    acc = jax.lax.optimization_barrier(update + residual)
+    acc = jax.lax.optimization_barrier((update + residual).reshape(-1))
     step = _power_of_two_above(jnp.max(jnp.abs(acc))) / levels
     exact = jnp.abs(acc) / jnp.where(step > 0, step, 1)
     # The draw is not added: the sum would round, and reach past the last level.
     up = jax.random.uniform(key, acc.shape, dtype) < exact - jnp.floor(exact)
     level = jnp.floor(exact) + up.astype(dtype)
-    sent = jnp.where(accept, jnp.sign(acc) * level * step, jnp.zeros((), dtype))
+    sent = jnp.sign(acc) * level * step
     found = sent != 0
     slot = jnp.cumsum(found, dtype=jnp.int32) - 1
     order = jax.lax.iota(jnp.int32, n)
     # Padding is n + slot, so positions stay distinct and ascending past the last entry found.
     indices = (n + order - slot[-1] - 1).at[jnp.where(found, slot, n)].set(order, mode="drop")
     values = jnp.zeros(n, dtype).at[jnp.where(found, slot, n)].set(sent, mode="drop")
-    return indices, values, jnp.where(accept, acc - sent, residual)
+    return indices, values, (acc - sent).reshape(update.shape)
 
 
 def _power_of_two_above(x: jax.Array) -> jax.Array:

@@ -1,9 +1,11 @@
-"""One section of an update over its leaves: gather, write and hash k entries, in O(k).
+"""The sections of an update over their leaves: read, write and hash k entries, in O(k).
 
-Leaves are handled as flat arrays of their own dtype, the entries of an update as bits. To view a
-whole leaf as bits would copy it: XLA's CPU and GPU run a bitcast to another dtype as a kernel.
+Leaves are handled in their own dtype, the entries of an update as bits. To view a whole leaf as
+bits would copy it: XLA's CPU and GPU run a bitcast to another dtype as a kernel. A reshape before
+a native kernel would copy it too.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 
 from cdl_jax.core import digest, layout
 from cdl_jax.core.tree import from_bits, is_trainable, to_bits
+from cdl_jax.native import available, entries
 
 INT32_MAX = 2**31 - 1
 
@@ -68,12 +71,93 @@ def uncarry(section: Section, bits: jax.Array) -> jax.Array:
     return from_bits(bits, section.dtype) if bits.dtype != section.dtype else bits
 
 
-def gather(section: Section, flats: list[jax.Array], indices: jax.Array) -> jax.Array:
-    """Bits of the entries at `indices`, [k]; 0 in slots of padding.
+def read(
+    plans: Sequence[Section], leaves: Sequence[jax.Array], indices: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """Bits of the entries of all sections, [k] for each; 0 in slots of padding.
 
-    Over several leaves, leaf t reads min(k, n_t) slots from its first one on and leaves what
+    Args:
+      plans: the sections.
+      leaves: all of the tree, in its sorted order.
+      indices: per section int32[k], ascending, padded past the end.
+    """
+    groups = [[leaves[i] for i in plan.places] for plan in plans]
+
+    def in_xla(groups: Any, indices: Any) -> list[jax.Array]:
+        return [_gather(*each) for each in zip(plans, groups, indices, strict=True)]
+
+    def in_native(groups: Any, indices: Any) -> list[jax.Array]:
+        return list(entries.read_entries(groups, indices, [plan.bits for plan in plans]))
+
+    return _by_platform(in_native, in_xla, groups, list(indices))
+
+
+def write(
+    plans: Sequence[Section],
+    leaves: Sequence[jax.Array],
+    indices: Sequence[jax.Array],
+    bits: Sequence[jax.Array],
+    after: Sequence[jax.Array] = (),
+) -> list[jax.Array]:
+    """All leaves, with the sections' bits written; slots of padding are dropped.
+
+    Args:
+      plans, leaves, indices: as in `read`.
+      bits: per section its new bits, [k].
+      after: what `read` gave of the same leaves, if it was called. Without the order that this
+        states XLA would copy the leaves, for the reader's sake.
+    """
+    groups = [[leaves[i] for i in plan.places] for plan in plans]
+
+    def in_xla(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
+        groups, _ = jax.lax.optimization_barrier((groups, after))
+        parts = zip(plans, groups, indices, bits, strict=True)
+        return [leaf for each in parts for leaf in _scatter(*each)]
+
+    def in_native(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
+        return list(entries.write_entries(groups, indices, bits, after))
+
+    out = list(leaves)
+    places = [i for plan in plans for i in plan.places]
+    words = [new.astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
+    operands = groups, list(indices), words, list(after)
+    written = _by_platform(in_native, in_xla, *operands)
+    for i, leaf in zip(places, written, strict=True):
+        out[i] = leaf
+    return out
+
+
+def change(
+    plans: Sequence[Section],
+    indices: Sequence[jax.Array],
+    old: Sequence[jax.Array],
+    new: Sequence[jax.Array],
+) -> jax.Array:
+    """What replacing the sections' `old` bits by `new` ones adds to the digest, uint32[4]."""
+    words = [w for each in zip(plans, indices, old, new, strict=True) for w in _words(*each)]
+    if not words:
+        return jnp.zeros(digest.LANES, jnp.uint32)
+    # In one batch: some hundred sections hashed by themselves cost more to launch than to hash.
+    seed, place, before, after, valid = (
+        jnp.concatenate(parts, axis=-1) for parts in zip(*words, strict=True)
+    )
+    delta = digest.mix(jnp, place, after, seed) - digest.mix(jnp, place, before, seed)
+    return jnp.sum(delta * valid, axis=1, dtype=jnp.uint32)
+
+
+def _by_platform(in_native: Any, in_xla: Any, *operands: Any) -> list[jax.Array]:
+    if not operands[0]:
+        return []
+    if not available():
+        return in_xla(*operands)
+    return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
+
+
+def _gather(section: Section, leaves: list[jax.Array], indices: jax.Array) -> jax.Array:
+    """Over several leaves, leaf t reads min(k, n_t) slots from its first one on and leaves what
     lies beyond it to its successors, which overwrite it.
     """
+    flats = [leaf.reshape(-1) for leaf in leaves]
     if len(flats) == 1:
         return to_bits(flats[0]).at[indices].get(mode="fill", fill_value=0, **_ORDERED)
     starts, offsets, longest = _starts(section, indices)
@@ -88,47 +172,34 @@ def gather(section: Section, flats: list[jax.Array], indices: jax.Array) -> jax.
     return jnp.where(valid, out[: indices.size], jnp.zeros((), section.bits))
 
 
-def scatter(
-    section: Section, flats: list[jax.Array], indices: jax.Array, bits: jax.Array
+def _scatter(
+    section: Section, leaves: list[jax.Array], indices: jax.Array, bits: jax.Array
 ) -> list[jax.Array]:
-    """The leaves with `bits` written at `indices`; slots of padding are dropped."""
-    if len(flats) == 1:
-        return [_set(flats[0], indices, bits, **_ORDERED)]
+    if len(leaves) == 1:
+        return [_set(leaves[0], indices, bits, **_ORDERED)]
     starts, offsets, longest = _starts(section, indices)
     padded = jnp.pad(indices, (0, longest), constant_values=INT32_MAX)
     values = jnp.pad(bits, (0, longest))
     out = []
-    for t, flat in enumerate(flats):
-        span = min(indices.size, flat.size)
+    for t, leaf in enumerate(leaves):
+        span = min(indices.size, leaf.size)
         local = jax.lax.dynamic_slice(padded, (starts[t],), (span,)) - offsets[t]
         value = jax.lax.dynamic_slice(values, (starts[t],), (span,))
-        out.append(_set(flat, local, value, indices_are_sorted=True))
+        out.append(_set(leaf, local, value, indices_are_sorted=True))
     return out
-
-
-def change(section: Section, indices: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """What replacing `old` bits by `new` ones adds to the digest, uint32[4]."""
-    seed, local = _seed_and_place(section, indices)
-    valid = (indices < section.total).astype(jnp.uint32)
-    total = jnp.zeros(digest.LANES, jnp.uint32)
-    old_words, new_words = _words(old), _words(new)
-    stride = jnp.uint32(len(old_words))
-    for i, (a, b) in enumerate(zip(old_words, new_words, strict=True)):
-        place = (local * stride + jnp.uint32(i))[None]
-        delta = digest.mix(jnp, place, b[None], seed) - digest.mix(jnp, place, a[None], seed)
-        total = total + jnp.sum(delta * valid[None], axis=1, dtype=jnp.uint32)
-    return total
 
 
 _ORDERED: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
-def _set(flat: jax.Array, indices: jax.Array, bits: jax.Array, **how: Any) -> jax.Array:
+def _set(leaf: jax.Array, indices: jax.Array, bits: jax.Array, **how: Any) -> jax.Array:
     """Writes bits into a leaf, every other entry keeps its own."""
-    bits = bits.astype(layout.bits_dtype(flat.dtype))
+    bits, flat = bits.astype(layout.bits_dtype(leaf.dtype)), leaf.reshape(-1)
     if flat.dtype.name in _MOVED or not is_trainable(flat):
-        return flat.at[indices].set(from_bits(bits, flat.dtype), mode="drop", **how)
-    return from_bits(to_bits(flat).at[indices].set(bits, mode="drop", **how), flat.dtype)
+        flat = flat.at[indices].set(from_bits(bits, flat.dtype), mode="drop", **how)
+    else:
+        flat = from_bits(to_bits(flat).at[indices].set(bits, mode="drop", **how), flat.dtype)
+    return flat.reshape(leaf.shape)
 
 
 # XLA's CPU (jax 0.10) scatters other floats as wider ones, which quiets signalling NaNs and
@@ -143,16 +214,22 @@ def _starts(section: Section, indices: jax.Array) -> tuple[jax.Array, np.ndarray
 
 
 def _seed_and_place(section: Section, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Seeds uint32[4, k or 1] and positions within the leaf, uint32[k]."""
+    """Seeds uint32[4, k] and positions within the leaf, uint32[k]."""
     table = jnp.asarray(section.seeds)
     if len(section.sizes) == 1:
-        return table, indices.astype(jnp.uint32)
+        return jnp.broadcast_to(table, (digest.LANES, indices.size)), indices.astype(jnp.uint32)
     offsets = jnp.asarray(layout.ends(section.sizes)[:-1].astype(np.int32))
     leaf = jnp.searchsorted(offsets, indices, side="right") - 1
     return table[:, leaf], (indices - offsets[leaf]).astype(jnp.uint32)
 
 
-def _words(bits: jax.Array) -> list[jax.Array]:
-    if bits.dtype.itemsize < 8:
-        return [bits.astype(jnp.uint32)]
-    return [bits.astype(jnp.uint32), (bits >> 32).astype(jnp.uint32)]
+def _words(
+    section: Section, indices: jax.Array, old: jax.Array, new: jax.Array
+) -> list[tuple[jax.Array, ...]]:
+    """Per 32-bit word of an entry: seeds [4, k], places, old, new, and validity, each [k]."""
+    seed, local = _seed_and_place(section, indices)
+    valid = (indices < section.total).astype(jnp.uint32)
+    if old.dtype.itemsize < 8:
+        return [(seed, local, old.astype(jnp.uint32), new.astype(jnp.uint32), valid)]
+    halves = [[(bits >> shift).astype(jnp.uint32) for bits in (old, new)] for shift in (0, 32)]
+    return [(seed, 2 * local + jnp.uint32(i), *half, valid) for i, half in enumerate(halves)]

@@ -1,13 +1,13 @@
 """Selection of the entries that are sent: one interface, and the XLA form of it.
 
-A selector takes flat updates and residuals, adds them once (`acc`), and gives back
+A selector takes updates and residuals of any shape, adds them once (`acc`), and gives back
 
-  indices    per section int32[k], ascending, unique (out of range and distinct when refused)
+  indices    per section int32[k], ascending, unique
   sent       per section acc's bits at the indices
-  residuals  per tensor acc with +0.0 at the selected entries
+  residuals  per tensor acc with +0.0 at the selected entries, in its own shape
 
-so that sent and residuals partition acc by bits. Exactly k entries are selected, ties go to the
-lowest index, and the result is the same from every implementation.
+so that sent and residuals partition acc by bits. Indices count in C order. Exactly k entries are
+selected, ties go to the lowest index, and the result is the same from every implementation.
 """
 
 from collections.abc import Sequence
@@ -28,32 +28,28 @@ def error_feedback_top_k(
     ks: tuple[int, ...],
     *,
     global_scope: bool,
-    accept: jax.Array,
 ) -> Selected:
     """Adds, selects the k largest magnitudes, and splits acc into sent and residual.
 
     Args:
-      updates, residuals: flat float arrays, of one dtype, the same sizes.
+      updates, residuals: float arrays, of one dtype, the same shapes.
       ks: entries to select per tensor; a single one in global scope.
       global_scope: select over the concatenation.
-      accept: bool[]; when false the residuals keep their bits and nothing is sent.
 
     Returns:
       `(indices, sent, residuals)` as the module says. On a CPU float32 goes through the fused
       kernel of `cdl_jax.native` where that was built.
     """
 
-    def in_xla(updates: Arrays, residuals: Arrays, accept: jax.Array) -> Selected:
-        return xla_top_k(updates, residuals, ks, global_scope=global_scope, accept=accept)
+    def in_xla(updates: Arrays, residuals: Arrays) -> Selected:
+        return xla_top_k(updates, residuals, ks, global_scope=global_scope)
 
-    def in_native(updates: Arrays, residuals: Arrays, accept: jax.Array) -> Selected:
+    def in_native(updates: Arrays, residuals: Arrays) -> Selected:
         from cdl_jax.native import select as native
 
-        return native.error_feedback_top_k(
-            updates, residuals, ks, global_scope=global_scope, accept=accept
-        )
+        return native.error_feedback_top_k(updates, residuals, ks, global_scope=global_scope)
 
-    operands = tuple(updates), tuple(residuals), jnp.asarray(accept)
+    operands = tuple(updates), tuple(residuals)
     if all(u.dtype == jnp.float32 for u in updates) and available():
         return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
     return in_xla(*operands)
@@ -65,7 +61,6 @@ def xla_top_k(
     ks: tuple[int, ...],
     *,
     global_scope: bool,
-    accept: jax.Array,
 ) -> Selected:
     """`error_feedback_top_k` by XLA's own operations, for any backend and float."""
     accs = _accumulate(updates, residuals)
@@ -73,7 +68,7 @@ def xla_top_k(
         jnp.sort(jax.lax.top_k(jnp.abs(acc), k)[1].astype(jnp.int32))
         for acc, k in zip(_scoped(accs, global_scope), ks, strict=True)
     ]
-    return split(accs, residuals, pick, global_scope=global_scope, accept=accept)
+    return split(accs, pick, [u.shape for u in updates], global_scope=global_scope)
 
 
 def error_feedback_random_k(
@@ -82,7 +77,6 @@ def error_feedback_random_k(
     ks: tuple[int, ...],
     *,
     global_scope: bool,
-    accept: jax.Array,
     key: jax.Array,
 ) -> Selected:
     """As `error_feedback_top_k`, with k positions drawn uniformly without replacement."""
@@ -91,7 +85,7 @@ def error_feedback_random_k(
         random_positions(jax.random.fold_in(key, t), acc.size, k)
         for t, (acc, k) in enumerate(zip(_scoped(accs, global_scope), ks, strict=True))
     ]
-    return split(accs, residuals, pick, global_scope=global_scope, accept=accept)
+    return split(accs, pick, [u.shape for u in updates], global_scope=global_scope)
 
 
 def random_positions(key: jax.Array, n: int, k: int) -> jax.Array:
@@ -122,27 +116,20 @@ def random_positions(key: jax.Array, n: int, k: int) -> jax.Array:
 
 def split(
     accs: Sequence[jax.Array],
-    residuals: Sequence[jax.Array],
     pick: Sequence[jax.Array],
+    shapes: Sequence[tuple[int, ...]],
     *,
     global_scope: bool,
-    accept: jax.Array,
 ) -> Selected:
-    """Splits acc at the picked positions, or refuses and keeps the old residuals."""
+    """Splits flat accs at the picked positions into what is sent and what is kept."""
     offsets = ends([acc.size for acc in accs])
-    scoped = _scoped(accs, global_scope)
-    indices, sent = [], []
-    for acc, positions in zip(scoped, pick, strict=True):
-        spare = acc.size + jax.lax.iota(jnp.int32, positions.size)
-        indices.append(jnp.where(accept, positions, spare))
-        sent.append(jnp.where(accept, acc[positions], jnp.zeros((), acc.dtype)))
+    sent = [acc[at] for acc, at in zip(_scoped(accs, global_scope), pick, strict=True)]
     kept = []
-    for t, (acc, old) in enumerate(zip(accs, residuals, strict=True)):
+    for t, (acc, shape) in enumerate(zip(accs, shapes, strict=True)):
         own = pick[0] - int(offsets[t]) if global_scope else pick[t]
         own = jnp.where((own >= 0) & (own < acc.size), own, acc.size)
-        left = acc.at[own].set(0, mode="drop")
-        kept.append(jnp.where(accept, left, old))
-    return tuple(indices), tuple(sent), tuple(kept)
+        kept.append(acc.at[own].set(0, mode="drop").reshape(shape))
+    return tuple(pick), tuple(sent), tuple(kept)
 
 
 def _scoped(accs: Sequence[jax.Array], global_scope: bool) -> Sequence[jax.Array]:
@@ -154,5 +141,5 @@ def _accumulate(
 ) -> tuple[jax.Array, ...]:
     # The barrier keeps acc one value: recomputed inside two fusions, of which one contracts a
     # scale and this add into an FMA, sent and residual would come from different roundings.
-    accs = tuple(u + r for u, r in zip(updates, residuals, strict=True))
+    accs = tuple((u + r).reshape(-1) for u, r in zip(updates, residuals, strict=True))
     return jax.lax.optimization_barrier(accs)

@@ -3,13 +3,14 @@
 Every mode writes the tree with the same words: (section, indices, values), the replicas' own.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax.core import chain, compress, layout, sections, sparsify
+from cdl_jax.core import chain, compress, layout, sections, select, sparsify
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits, tree_spec
 
@@ -23,7 +24,6 @@ class Proposal(NamedTuple):
     old_state: Any  # the optimizer's, before
     opt_state: Any  # and after
     model_state: Any  # after
-    accept: jax.Array  # bool []
 
 
 class Entry(NamedTuple):
@@ -34,44 +34,22 @@ class Entry(NamedTuple):
     values: jax.Array
 
 
-class Shipped(NamedTuple):
-    """The deployed tree after a step, its digest, and the entries that lead to it."""
-
-    tree: Any
-    digest: jax.Array
-    entries: list[Entry]
-    spec: layout.TreeSpec
-
-    def update(self, base: jax.Array, version: jax.Array) -> SparseUpdate:
-        """The entries as an update from `base` to `version`."""
-        totals = [sum(self.spec.leaves[i].size for i in e.places) for e in self.entries]
-        counts = [
-            jnp.sum(e.indices < n, dtype=jnp.int32)
-            for e, n in zip(self.entries, totals, strict=True)
-        ]
-        return SparseUpdate(
-            indices=tuple(e.indices for e in self.entries),
-            values=tuple(e.values for e in self.entries),
-            counts=jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32),
-            base=base,
-            version=version,
-            digest=self.digest,
-            sections=tuple(e.places for e in self.entries),
-            fingerprint=self.spec.fingerprint,
-        )
-
-
 def ship(
     tree: Any,
     digest: jax.Array,
+    base: jax.Array,
     proposal: Proposal,
     tx: optax.GradientTransformation,
     *,
     update: str,
     uncovered: str,
     model_state_density: float | None,
-) -> Shipped:
-    """Writes a proposal into the deployed tree; options as in `proactive_step`."""
+) -> tuple[Any, SparseUpdate]:
+    """Writes a proposal into the deployed tree; options as in `proactive_step`.
+
+    Returns:
+      The new tree and the update that leads to it from `tree`, of this digest and version.
+    """
     spec = tree_spec(tree)
     if update == "sparse":
         entries = _selected(tree, spec, proposal, tx, uncovered)
@@ -87,7 +65,24 @@ def ship(
     entries = sorted(entries, key=lambda e: e.places)
     if update == "changed":
         entries = _only_changed(tree, spec, entries)
-    return _write(tree, spec, digest, entries)
+    new_tree, digest = _write(tree, spec, digest, entries)
+    return new_tree, _update(spec, digest, base, entries)
+
+
+def nothing(update: SparseUpdate, digest: jax.Array, base: jax.Array) -> SparseUpdate:
+    """An update of the same form, from `base` to the next version, that changes nothing."""
+    past_any_end = [
+        sections.INT32_MAX - at.size + jax.lax.iota(jnp.int32, at.size) for at in update.indices
+    ]
+    return dataclasses.replace(
+        update,
+        indices=tuple(past_any_end),
+        values=tuple(jnp.zeros(v.shape, v.dtype) for v in update.values),
+        counts=jnp.zeros(update.counts.shape, jnp.int32),
+        base=base,
+        version=base + jnp.uint32(1),
+        digest=digest,
+    )
 
 
 def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
@@ -104,20 +99,13 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
             "the sparsifier last and over all leaves, or make_step(..., uncovered='ship') sends "
             "these leaves whole"
         )
-    if "deaf" in origins.values():
-        raise ValueError(
-            "a wrapper in the optax chain keeps the extra argument `accept` from the sparsifier, "
-            "so a non-finite step could not be skipped; pass **extra_args on and wrap it as an "
-            "optax.GradientTransformationExtraArgs"
-        )
     entries = []
     for places, indices, values in zip(
         sparsify.state_sections(state, spec, PARAMS), state.indices, state.values, strict=True
     ):
         if not {spec.leaves[i].name[len(PARAMS) + 1 :] for i in places} & set(dense):
-            total = sum(spec.leaves[i].size for i in places)
-            spare = total + jax.lax.iota(jnp.int32, indices.size)
-            entries.append(Entry(places, jnp.where(emitted, indices, spare), values))
+            plan = sections.make_section(spec, places, indices.size)
+            entries.append(Entry(places, _sent_if(emitted, indices, plan), values))
         elif len(places) > 1:
             raise ValueError(
                 "global scope cannot ship some of its leaves whole: use scope='tensor'"
@@ -141,24 +129,36 @@ def _density_of(spec: layout.TreeSpec, entries: list[Entry]) -> float:
 def _moved(tree, spec, proposal, density: float, sends: jax.Array) -> list[Entry]:
     """The model-state entries that moved most against what the replicas hold."""
     served, new = flatten(tree["model_state"]), flatten(proposal.model_state)
-    entries = []
-    for name, old, now in zip(served.names, served.leaves, new.leaves, strict=True):
-        if not old.size:
-            continue
-        k = compress.entries_sent(density, old.size)
-        indices = jnp.sort(jax.lax.top_k(_distance(old, now), k)[1].astype(jnp.int32))
-        spare = old.size + jax.lax.iota(jnp.int32, k)
-        indices = jnp.where(sends, indices, spare)
-        values = now.reshape(-1).at[indices].get(mode="fill", fill_value=0)
-        entries.append(Entry((_place(spec, MODEL_STATE, name),), indices, values))
-    return entries
+    rows = [(n, old, now) for n, old, now in zip(*served[:2], new.leaves, strict=True) if old.size]
+    if not rows:
+        return []
+    names, olds, nows = zip(*rows, strict=True)
+    apart = [_distance(old, now) for old, now in zip(olds, nows, strict=True)]
+    ks = tuple(compress.entries_sent(density, old.size) for old in olds)
+    chosen, _, _ = select.error_feedback_top_k(
+        apart, [jnp.zeros_like(x) for x in apart], ks, global_scope=False
+    )
+    places = [_place(spec, MODEL_STATE, name) for name in names]
+    plans = [sections.make_section(spec, (i,), k) for i, k in zip(places, ks, strict=True)]
+    indices = [_sent_if(sends, at, plan) for at, plan in zip(chosen, plans, strict=True)]
+    values = sections.read(
+        [plan._replace(places=(i,)) for i, plan in enumerate(plans)],
+        nows,
+        indices,
+    )
+    rows = zip(plans, indices, values, strict=True)
+    return [Entry(plan.places, at, sections.uncarry(plan, bits)) for plan, at, bits in rows]
+
+
+def _sent_if(sends: jax.Array, indices: jax.Array, plan: sections.Section) -> jax.Array:
+    return jnp.where(sends, indices, plan.total + jax.lax.iota(jnp.int32, indices.size))
 
 
 def _whole(tree, spec, proposal) -> list[Entry]:
     """Every floating parameter and every model-state leaf."""
     names = {n for n, x in zip(*flatten(tree["params"])[:2], strict=True) if is_trainable(x)}
     return _dense_leaves(tree, spec, proposal, names) + _moved(
-        tree, spec, proposal, 1.0, proposal.accept
+        tree, spec, proposal, 1.0, jnp.asarray(True)
     )
 
 
@@ -171,8 +171,7 @@ def _dense_leaves(tree, spec, proposal, names: set[str]) -> list[Entry]:
         if old.size:
             new = (old + updates[name].astype(old.dtype)).reshape(-1)
             order = jax.lax.iota(jnp.int32, old.size)
-            indices = jnp.where(proposal.accept, order, order + old.size)
-            entries.append(Entry((_place(spec, PARAMS, name),), indices, new))
+            entries.append(Entry((_place(spec, PARAMS, name),), order, new))
     return entries
 
 
@@ -194,32 +193,36 @@ def _only_changed(tree, spec, entries: list[Entry]) -> list[Entry]:
     return kept
 
 
-def _write(tree, spec, digest, entries: list[Entry]) -> Shipped:
+def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
     flat = flatten(tree)
-    flats = [leaf.reshape(-1) for leaf in flat.leaves]
     plans = [sections.make_section(spec, e.places, e.indices.size) for e in entries]
-    olds = [
-        sections.gather(plan, [flats[i] for i in plan.places], e.indices)
-        for plan, e in zip(plans, entries, strict=True)
-    ]
-    # Order matters: what is read must be read before the write, else XLA copies the parameters.
-    flats, olds = jax.lax.optimization_barrier((flats, olds))
-    for plan, entry, old in zip(plans, entries, olds, strict=True):
-        bits = sections.carry(plan, entry.values)
-        digest = digest + sections.change(plan, entry.indices, old, bits)
-        part = [flats[i] for i in plan.places]
-        written = sections.scatter(plan, part, entry.indices, bits)
-        for i, leaf in zip(plan.places, written, strict=True):
-            flats[i] = leaf
-    leaves = [f.reshape(x.shape) for f, x in zip(flats, flat.leaves, strict=True)]
-    return Shipped(flat.rebuild(leaves), digest, entries, spec)
+    indices = [e.indices for e in entries]
+    old = sections.read(plans, flat.leaves, indices)
+    new = [sections.carry(plan, e.values) for plan, e in zip(plans, entries, strict=True)]
+    digest = digest + sections.change(plans, indices, old, new)
+    return flat.rebuild(sections.write(plans, flat.leaves, indices, new, after=old)), digest
+
+
+def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:
+    totals = [sum(spec.leaves[i].size for i in e.places) for e in entries]
+    counts = [jnp.sum(e.indices < n, dtype=jnp.int32) for e, n in zip(entries, totals, strict=True)]
+    return SparseUpdate(
+        indices=tuple(e.indices for e in entries),
+        values=tuple(e.values for e in entries),
+        counts=jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32),
+        base=base,
+        version=base + jnp.uint32(1),
+        digest=digest,
+        sections=tuple(e.places for e in entries),
+        fingerprint=spec.fingerprint,
+    )
 
 
 def _distance(old: jax.Array, new: jax.Array) -> jax.Array:
     if is_trainable(old):
-        apart = jnp.abs(new.astype(jnp.float32) - old.astype(jnp.float32)).reshape(-1)
+        apart = jnp.abs(new.astype(jnp.float32) - old.astype(jnp.float32))
         return jnp.where(jnp.isnan(apart), jnp.inf, apart)
-    return (to_bits(new) != to_bits(old)).astype(jnp.float32).reshape(-1)
+    return (to_bits(new) != to_bits(old)).astype(jnp.float32)
 
 
 def _place(spec: layout.TreeSpec, root: str, name: str) -> int:

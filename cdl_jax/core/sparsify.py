@@ -10,8 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from cdl_jax.core import compress, layout, sections
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits
 
-# They name the transform's output in the jaxpr, see core.chain: with and without `accept`.
-MARK, DEAF = "cdl_jax.sparsified", "cdl_jax.sparsified_without_accept"
+MARK = "cdl_jax.sparsified"  # names the transform's output in the jaxpr, see core.chain
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -25,7 +24,7 @@ class ErrorFeedbackState(NamedTuple):
 
 def error_feedback(
     compressor: compress.Compressor, *, seed: int = 0
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     r"""Sends a compressed update and keeps the rest for the next step.
 
     With update :math:`u_t` and residual :math:`r_t`,
@@ -42,8 +41,7 @@ def error_feedback(
       seed: of the compressor's random draws.
 
     Returns:
-      A transform whose `update` needs `params` and takes `accept`, a bool scalar: when false
-      nothing is emitted and the state stays. Non-floating leaves pass through.
+      A transform whose `update` needs `params`. Non-floating leaves pass through.
 
     Raises:
       ValueError: when `update` is called without params.
@@ -70,53 +68,47 @@ def error_feedback(
             values=tuple(jnp.zeros(s.size, p.dtype) for s, p in zip(spare, plans, strict=True)),
         )
 
-    def update_fn(updates, state, params=None, *, accept=None, **extra_args):
-        del extra_args
+    def update_fn(updates, state, params=None):
         if params is None:
             raise ValueError(
                 "error_feedback needs the params: call tx.update(grads, state, params)"
             )
-        mark = DEAF if accept is None else MARK
-        accept = jnp.asarray(True if accept is None else accept)
         flat_u, flat_p, flat_r = flatten(updates), flatten(params), flatten(state.residual)
         _check_structure(flat_u, flat_p)
         plans = _plans(params, compressor)
         if not plans:
-            return updates, state._replace(count=state.count + accept.astype(jnp.int32))
+            return updates, state._replace(count=state.count + 1)
         members = [i for plan in plans for i in plan.places]
-        accumulate = [_flat(flat_u.leaves[i], flat_r.leaves[i].dtype) for i in members]
+        accumulate = [flat_u.leaves[i].astype(flat_r.leaves[i].dtype) for i in members]
         indices, sent, kept = compressor.compress(
             accumulate,
-            [flat_r.leaves[i].reshape(-1) for i in members],
+            [flat_r.leaves[i] for i in members],
             tuple(s.size for s in state.indices),
             global_scope=global_scope,
-            accept=accept,
             key=jax.random.fold_in(jax.random.key(seed), state.count),
         )
         residual = dict(zip(members, kept, strict=True))
         outgoing, values = list(flat_u.leaves), []
-        for plan, at, increments in zip(plans, indices, sent, strict=True):
-            values.append(_send(plan, at, increments, flat_p, residual, outgoing))
+        olds = sections.read(plans, flat_p.leaves, indices)
+        for plan, at, old, increments in zip(plans, indices, olds, sent, strict=True):
+            values.append(_send(plan, at, old, increments, residual, outgoing))
         for i in members:
-            outgoing[i] = checkpoint_name(outgoing[i], mark)
-        left = [
-            residual[i].reshape(r.shape) if i in residual else r
-            for i, r in enumerate(flat_r.leaves)
-        ]
+            outgoing[i] = checkpoint_name(outgoing[i], MARK)
+        left = [residual.get(i, r) for i, r in enumerate(flat_r.leaves)]
         new_state = ErrorFeedbackState(
-            state.count + accept.astype(jnp.int32),
+            state.count + 1,
             flat_r.rebuild(left),
             tuple(indices),
             tuple(values),
         )
         return flat_u.rebuild(outgoing), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def sparsify_top_k(
     density: float, *, scope: compress.Scope = "tensor"
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     """Top-k sparsification with error feedback: `error_feedback(top_k(density, scope=scope))`.
 
     Args:
@@ -179,20 +171,17 @@ def _spare(compressor: compress.Compressor, plan: sections.Section) -> jax.Array
 def _send(
     plan: sections.Section,
     indices: jax.Array,
+    old: jax.Array,
     increments: jax.Array,
-    flat_p: Sorted,
     residual: dict[int, jax.Array],
     outgoing: list[Any],
 ) -> jax.Array:
     """New absolute values [k]; fills in the emitted leaves and the 16-bit residuals."""
-    params = [flat_p.leaves[i].reshape(-1) for i in plan.places]
-    old = sections.uncarry(plan, sections.gather(plan, params, indices))
     wide = next(residual[i].dtype for i in plan.places)
-    exact = [flat_p.leaves[i].dtype == residual[i].dtype for i in plan.places]
-    if all(exact):
-        values = old + increments
+    if all(layout.dtype_of(dtype) == wide for dtype in plan.dtypes):
+        values = sections.uncarry(plan, old) + increments
     else:
-        values = _rounded(plan, indices, old, increments, flat_p, residual)
+        values = _rounded(plan, indices, old, increments, residual)
     emitted = _by_leaf(plan, indices, increments, wide)
     for i, leaf in zip(plan.places, emitted, strict=True):
         like = outgoing[i]
@@ -200,17 +189,14 @@ def _send(
     return values
 
 
-def _rounded(plan, indices, old, increments, flat_p, residual) -> jax.Array:
+def _rounded(plan, indices, old, increments, residual) -> jax.Array:
     """Values in leaves narrower than the residual, which keeps acc minus the change applied."""
     values, moved = _round(plan, indices, old, increments)
     left = jnp.where(indices < plan.total, increments - moved, jnp.zeros((), moved.dtype))
-    flats = [residual[i] for i in plan.places]
+    wide, flats = _alone(plan, increments.dtype), [residual[i] for i in plan.places]
     # Quantised increments leave something at their positions already, hence the sum.
-    wide = sections.Section(
-        plan.places, plan.sizes, plan.seeds, (increments.dtype.name,) * len(plan.sizes)
-    )
-    there = sections.uncarry(wide, sections.gather(wide, flats, indices))
-    kept = sections.scatter(wide, flats, indices, to_bits(there + left))
+    there = sections.uncarry(wide, sections.read([wide], flats, [indices])[0])
+    kept = sections.write([wide], flats, [indices], [to_bits(there + left)])
     residual.update(zip(plan.places, kept, strict=True))
     return values
 
@@ -219,13 +205,12 @@ def _round(plan, indices, old, increments) -> tuple[jax.Array, jax.Array]:
     """New values, and the change that each makes once rounded to its leaf's dtype."""
     ends = jnp.asarray(layout.ends(plan.sizes)[:-1].astype("int32"))
     leaf = jnp.searchsorted(ends, indices, side="right") - 1
-    carried = sections.carry(plan, old)
-    values = jnp.zeros_like(carried)
+    values = jnp.zeros_like(old)
     moved = jnp.zeros_like(increments)
     for dtype in sorted(set(plan.dtypes)):
         kind = layout.dtype_of(dtype)
         mine = jnp.asarray([t == dtype for t in plan.dtypes])[leaf]
-        bits = carried.astype(layout.bits_dtype(kind))
+        bits = old.astype(layout.bits_dtype(kind))
         before = jax.lax.bitcast_convert_type(bits, kind).astype(increments.dtype)
         after = (before + increments).astype(kind)
         values = jnp.where(mine, to_bits(after).astype(values.dtype), values)
@@ -236,9 +221,14 @@ def _round(plan, indices, old, increments) -> tuple[jax.Array, jax.Array]:
 
 def _by_leaf(plan: sections.Section, indices, increments, dtype) -> list[jax.Array]:
     """The increments as dense leaves: zeros but at the indices."""
-    wide = sections.Section(plan.places, plan.sizes, plan.seeds, (dtype.name,) * len(plan.sizes))
     zeros = [jnp.zeros(n, dtype) for n in plan.sizes]
-    return sections.scatter(wide, zeros, indices, to_bits(increments))
+    return sections.write([_alone(plan, dtype)], zeros, [indices], [to_bits(increments)])
+
+
+def _alone(plan: sections.Section, dtype: Any) -> sections.Section:
+    """The section over a list of its own leaves alone, all of one dtype."""
+    count = len(plan.sizes)
+    return sections.Section(tuple(range(count)), plan.sizes, plan.seeds, (dtype.name,) * count)
 
 
 def _zero_residual(leaf: Any) -> jax.Array:
@@ -249,7 +239,3 @@ def _zero_residual(leaf: Any) -> jax.Array:
 
 def _residual_dtype(leaf: Any) -> Any:
     return leaf.dtype if leaf.dtype.itemsize == 8 else jnp.dtype(jnp.float32)
-
-
-def _flat(leaf: jax.Array, dtype: Any) -> jax.Array:
-    return leaf.reshape(-1).astype(dtype)

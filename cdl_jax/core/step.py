@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax.core import chain, ship
+from cdl_jax.core import ship
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.tree import is_trainable, tree_spec
 from cdl_jax.core.update import digest_words
@@ -134,31 +134,46 @@ def proactive_step(
     )(trained)
     model_state = _like(state.model_state, model_state)
     accept = _all_finite(loss, grads)
-    updates, opt_state = chain.apply_chain(tx, grads, state.opt_state, trained, accept=accept)
-    proposal = ship.Proposal(
-        updates=updates,
-        old_state=state.opt_state,
-        opt_state=_keep_unless(accept, opt_state, state.opt_state),
-        model_state=_keep_unless(accept, model_state, state.model_state),
-        accept=accept,
-    )
-    shipped = ship.ship(
-        deployed(state), state.digest, proposal, tx,
-        update=update, uncovered=uncovered, model_state_density=model_state_density,
-    )  # fmt: skip
-    version = state.version + jnp.uint32(1)
-    new_state = TrainState(
-        params=shipped.tree["params"],
-        model_state=proposal.model_state,
-        served_state=shipped.tree["model_state"],
-        opt_state=proposal.opt_state,
-        key=state.key,
+    options = {"update": update, "uncovered": uncovered, "model_state_density": model_state_density}
+    moved, change = _take_or_keep(accept, state, grads, model_state, tx, options)
+    new_state = moved._replace(
         step=state.step + 1,
-        version=version,
-        digest=shipped.digest,
+        version=change.version,
+        digest=change.digest,
         skipped_in_a_row=jnp.where(accept, 0, state.skipped_in_a_row + 1),
     )
-    return new_state, StepInfo(loss, metrics, ~accept, shipped.update(state.version, version))
+    return new_state, StepInfo(loss, metrics, ~accept, change)
+
+
+def _take_or_keep(
+    accept: jax.Array, state: TrainState, grads: Any, model_state: Any, tx: Any, options: Any
+) -> tuple[TrainState, SparseUpdate]:
+    """The optimizer's step and the update that says it, or the state as it was and an empty one.
+
+    All of it lies inside one condition: chosen entry by entry, the new and the old optimizer
+    state would both be alive, and XLA would copy every one of its arrays.
+    """
+
+    def take(state: TrainState) -> tuple[TrainState, SparseUpdate]:
+        updates, opt_state = tx.update(grads, state.opt_state, _trainable(state.params))
+        proposal = ship.Proposal(updates, state.opt_state, opt_state, model_state)
+        tree, change = ship.ship(
+            deployed(state), state.digest, state.version, proposal, tx, **options
+        )
+        moved = state._replace(
+            params=tree["params"],
+            model_state=model_state,
+            served_state=tree["model_state"],
+            opt_state=opt_state,
+        )
+        return moved, change
+
+    like = jax.eval_shape(take, state)[1]
+
+    def keep(state: TrainState) -> tuple[TrainState, SparseUpdate]:
+        return state, ship.nothing(like, state.digest, state.version)
+
+    return jax.lax.cond(accept, take, keep, state)
 
 
 def make_step(
@@ -244,14 +259,3 @@ def _all_finite(loss: jax.Array, grads: Any) -> jax.Array:
     return jnp.isfinite(loss) & jax.lax.platform_dependent(
         leaves, cpu=finite.all_finite, default=in_xla
     )
-
-
-def _keep_unless(accept: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where accepted, else `old`; a sparsifier has seen to its own state already."""
-
-    def choose(n: Any, o: Any) -> Any:
-        if chain.is_sparsifier(n):
-            return n
-        return jnp.where(accept, n, o)
-
-    return jax.tree.map(choose, new, old, is_leaf=chain.is_sparsifier)

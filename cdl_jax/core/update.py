@@ -1,6 +1,7 @@
 """Apply sparse updates to a deployed tree, and keep its digest."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,13 +40,9 @@ def apply_update(deployed: Any, update: SparseUpdate) -> Any:
       Prapas et al., Continuous Training and Deployment of Deep Learning Models, 2021, section 4.
     """
     flat, plans = _plan(deployed, update)
-    flats = _flat(flat.leaves)
-    for plan, indices, values in zip(plans, update.indices, update.values, strict=True):
-        part = [flats[i] for i in plan.places]
-        bits = sections.carry(plan, jnp.asarray(values))
-        for i, leaf in zip(plan.places, sections.scatter(plan, part, indices, bits), strict=True):
-            flats[i] = leaf
-    return flat.rebuild(_unflat(flats, flat.leaves))
+    return flat.rebuild(
+        sections.write(plans, _arrays(flat.leaves), _arrays(update.indices), _bits(plans, update))
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -66,13 +63,9 @@ def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> j
     that gathers, hashes and scatters would copy the whole model.)
     """
     flat, plans = _plan(deployed, update)
-    flats = _flat(flat.leaves)
-    total = current
-    for plan, indices, values in zip(plans, update.indices, update.values, strict=True):
-        old = sections.gather(plan, [flats[i] for i in plan.places], indices)
-        new = sections.carry(plan, jnp.asarray(values))
-        total = total + sections.change(plan, indices, old, new)
-    return total
+    indices = _arrays(update.indices)
+    old = sections.read(plans, _arrays(flat.leaves), indices)
+    return current + sections.change(plans, indices, old, _bits(plans, update))
 
 
 def digest_words(tree: Any) -> jax.Array:
@@ -124,12 +117,15 @@ def _plan(deployed: Any, update: SparseUpdate) -> tuple[Any, list[sections.Secti
     return flat, made
 
 
-def _flat(leaves: list[Any]) -> list[jax.Array]:
-    return [jnp.asarray(leaf).reshape(-1) for leaf in leaves]
+def _arrays(arrays: Sequence[Any]) -> list[jax.Array]:
+    return [jnp.asarray(x) for x in arrays]
 
 
-def _unflat(flats: list[jax.Array], like: list[Any]) -> list[jax.Array]:
-    return [f.reshape(x.shape) for f, x in zip(flats, like, strict=True)]
+def _bits(plans: list[sections.Section], update: SparseUpdate) -> list[jax.Array]:
+    return [
+        sections.carry(plan, jnp.asarray(values))
+        for plan, values in zip(plans, update.values, strict=True)
+    ]
 
 
 def _leaf_digest(leaf: jax.Array, seed: np.ndarray) -> jax.Array:

@@ -8,6 +8,8 @@ import importlib
 
 __all__ = ["available"]
 
+_KERNELS = ("all_finite", "error_feedback_top_k", "read_entries", "write_entries")
+
 
 @functools.cache
 def available() -> bool:
@@ -28,7 +30,7 @@ def available() -> bool:
     try:
         # Order matters: a backend that starts after a registration it refuses does not start.
         jax.local_devices(backend="cpu")
-        for name in ("error_feedback_top_k", "all_finite"):
+        for name in _KERNELS:
             jax.ffi.register_ffi_target(f"cdl_jax_{name}", getattr(kernels, name), platform="cpu")
     except RuntimeError:
         return False

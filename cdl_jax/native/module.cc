@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <cstring>
 #include <deque>
 #include <exception>
 #include <new>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "entries.h"
 #include "parallel.h"
 #include "scan.h"
 #include "select.h"
@@ -50,20 +52,20 @@ ffi::Error Guarded(Body body) {
   return ffi::Error::Success();
 }
 
-// Operands: accept, updates, residuals. Results: indices, sent, residuals. One selection
+// Operands: updates, residuals. Results: indices, sent, residuals. One selection
 // for each tensor, or a single one over all of them: the number of results says which.
 class TopKCall {
  public:
   TopKCall(ffi::RemainingArgs args, ffi::RemainingRets rets)
-      : args_(args), rets_(rets), tensors_((args.size() - 1) / 2),
+      : args_(args), rets_(rets), tensors_(args.size() / 2),
         selections_((rets.size() - tensors_) / 2) {}
 
   std::vector<Segment> Segments(size_t first, size_t last) {
     std::vector<Segment> segments;
     int64_t begin = 0;
     for (size_t t = first; t < last; ++t) {
-      const auto update = Get(args_.get<Floats>(1 + t));
-      const auto old = Get(args_.get<Floats>(1 + tensors_ + t));
+      const auto update = Get(args_.get<Floats>(t));
+      const auto old = Get(args_.get<Floats>(tensors_ + t));
       auto residual = Get(rets_.get<Floats>(2 * selections_ + t));
       const auto size = static_cast<int64_t>(update.element_count());
       segments.push_back(
@@ -76,7 +78,7 @@ class TopKCall {
   void Run(ffi::ThreadPool& pool) {
     int64_t entries = 0;
     for (size_t t = 0; t < tensors_; ++t) {
-      entries += static_cast<int64_t>(Get(args_.get<Floats>(1 + t)).element_count());
+      entries += static_cast<int64_t>(Get(args_.get<Floats>(t)).element_count());
     }
     const int64_t threads = Threads(pool, entries);
     std::deque<Selection> selections;
@@ -87,10 +89,6 @@ class TopKCall {
       selections.emplace_back(Segments(global ? 0 : s, global ? tensors_ : s + 1),
                               static_cast<int64_t>(indices->element_count()),
                               indices->typed_data(), sent->typed_data(), threads);
-    }
-    if (!*Get(args_.get<Bool>(0)).typed_data()) {
-      for (Selection& selection : selections) selection.Skip();
-      return;
     }
     RunSelections(pool, threads, selections);
   }
@@ -142,6 +140,84 @@ ffi::Error Finite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Boo
   return Guarded([&] { CheckFinite(pool, args, finite->typed_data()); });
 }
 
+// Operands: the leaves of all sections, then the positions of each, then, to write, the bits of
+// each, and what is only to be waited for. Results: bits of each section, or the leaves. `leaves` says how many a section has.
+class EntriesCall {
+ public:
+  EntriesCall(ffi::RemainingArgs args, ffi::Span<const int64_t> leaves)
+      : args_(args), counts_(leaves) {
+    for (const int64_t count : counts_) leaves_ += static_cast<size_t>(count);
+  }
+
+  size_t leaves() const { return leaves_; }
+  size_t sections() const { return counts_.size(); }
+  ffi::AnyBuffer leaf(size_t t) const { return Get(args_.get<ffi::AnyBuffer>(t)); }
+  ffi::AnyBuffer bits(size_t s) const {
+    return Get(args_.get<ffi::AnyBuffer>(leaves_ + counts_.size() + s));
+  }
+
+  // `data(t)` is where leaf t lies, `bits` where the section's values do.
+  template <typename Data>
+  Section Make(size_t s, Data data, ffi::AnyBuffer bits) const {
+    const auto positions = Get(args_.get<Ints>(leaves_ + s));
+    Section section{{}, positions.typed_data(), static_cast<int64_t>(positions.element_count()),
+                    static_cast<char*>(bits.untyped_data()), Width(bits)};
+    size_t first = 0;
+    for (size_t before = 0; before < s; ++before) first += static_cast<size_t>(counts_[before]);
+    int64_t begin = 0;
+    for (size_t t = first; t < first + static_cast<size_t>(counts_[s]); ++t) {
+      const auto size = static_cast<int64_t>(leaf(t).element_count());
+      section.leaves.push_back({data(t), begin, size, Width(leaf(t))});
+      if (section.leaves.back().width > section.width) {
+        throw std::invalid_argument("a section's bits are narrower than one of its leaves");
+      }
+      begin += size;
+    }
+    return section;
+  }
+
+ private:
+  static int Width(const ffi::AnyBuffer& buffer) {
+    return static_cast<int>(ffi::ByteWidth(buffer.element_type()));
+  }
+
+  ffi::RemainingArgs args_;
+  ffi::Span<const int64_t> counts_;
+  size_t leaves_ = 0;
+};
+
+ffi::Error Read(ffi::RemainingArgs args, ffi::RemainingRets rets,
+                ffi::Span<const int64_t> leaves) {
+  return Guarded([&] {
+    const EntriesCall call(args, leaves);
+    const auto data = [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); };
+    for (size_t s = 0; s < call.sections(); ++s) {
+      ReadEntries(call.Make(s, data, *Get(rets.get<ffi::AnyBuffer>(s))));
+    }
+  });
+}
+
+ffi::Error Write(ffi::RemainingArgs args, ffi::RemainingRets rets,
+                 ffi::Span<const int64_t> leaves) {
+  return Guarded([&] {
+    const EntriesCall call(args, leaves);
+    const auto data = [&](size_t t) {
+      return static_cast<char*>(Get(rets.get<ffi::AnyBuffer>(t))->untyped_data());
+    };
+    for (size_t t = 0; t < call.leaves(); ++t) {
+      const ffi::AnyBuffer old = call.leaf(t);
+      if (old.untyped_data() != data(t)) std::memcpy(data(t), old.untyped_data(), old.size_bytes());
+    }
+    for (size_t s = 0; s < call.sections(); ++s) WriteEntries(call.Make(s, data, call.bits(s)));
+  });
+}
+
+XLA_FFI_DEFINE_HANDLER(
+    kRead, Read,
+    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("leaves"));
+XLA_FFI_DEFINE_HANDLER(
+    kWrite, Write,
+    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("leaves"));
 XLA_FFI_DEFINE_HANDLER(
     kTopK, TopK,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
@@ -174,7 +250,9 @@ bool AddHandler(PyObject* module, const char* name, XLA_FFI_Handler* handler) {
 PyMODINIT_FUNC PyInit__kernels() {
   PyObject* module = PyModule_Create(&cdl::definition);
   if (module != nullptr && cdl::AddHandler(module, "error_feedback_top_k", cdl::kTopK) &&
-      cdl::AddHandler(module, "all_finite", cdl::kFinite)) {
+      cdl::AddHandler(module, "all_finite", cdl::kFinite) &&
+      cdl::AddHandler(module, "read_entries", cdl::kRead) &&
+      cdl::AddHandler(module, "write_entries", cdl::kWrite)) {
     return module;
   }
   Py_XDECREF(module);

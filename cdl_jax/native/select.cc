@@ -212,16 +212,4 @@ void Selection::RunPart(int64_t index) {
   if (pending_.fetch_sub(1) == 1) Finish();
 }
 
-void Selection::Skip() {
-  for (const Segment& s : segments_) {
-    if (s.residual != s.old && s.size > 0) {
-      std::memcpy(s.residual, s.old, sizeof(float) * static_cast<size_t>(s.size));
-    }
-  }
-  for (int64_t i = 0; i < k_; ++i) {
-    indices_[i] = static_cast<int32_t>(size_ + i);
-    sent_[i] = 0.0f;
-  }
-}
-
 }  // namespace cdl

@@ -53,9 +53,6 @@ class Selection {
   // Scans a part; whoever scans the last one also writes indices, sent and residual.
   void RunPart(int64_t part);
 
-  // A refused step: residual kept, indices out of range, sent zero.
-  void Skip();
-
  private:
   int32_t EstimateLimit() const;
   void Fill(Part& part, bool add);

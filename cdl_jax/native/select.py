@@ -19,7 +19,6 @@ def error_feedback_top_k(
     ks: tuple[int, ...],
     *,
     global_scope: bool,
-    accept: jax.Array,
 ) -> tuple[_Arrays, _Arrays, _Arrays]:
     r"""Add, select the k largest magnitudes, send them and keep the rest.
 
@@ -36,14 +35,12 @@ def error_feedback_top_k(
         ks: how many entries to select, one number a tensor; a single one for all tensors
             together with ``global_scope``.
         global_scope: select over the concatenation of all tensors in the order given.
-        accept: bool scalar. When false nothing is selected and the residuals stay as they are.
 
     Returns:
         ``(indices, sent, residuals)``. ``indices``: int32[k_t] flat C-order positions,
         ascending, for each tensor (one int32[k] of positions in the concatenation with
         ``global_scope``). ``sent``: float32 of the same sizes, ``acc`` at these positions.
-        ``residuals``: ``acc`` with +0.0 at these positions. When ``accept`` is false the
-        indices are n_t, n_t + 1, ... (out of range) and ``sent`` is +0.0.
+        ``residuals``: ``acc`` with +0.0 at these positions.
 
     Raises:
         ValueError: shapes or dtypes that do not match, a k outside 0..n, or too many entries
@@ -63,10 +60,10 @@ def error_feedback_top_k(
     call = jax.ffi.ffi_call(
         "cdl_jax_error_feedback_top_k",
         results,
-        input_output_aliases={1 + len(updates) + t: 2 * len(ks) + t for t in range(len(residuals))},
+        input_output_aliases={len(updates) + t: 2 * len(ks) + t for t in range(len(residuals))},
         vmap_method="sequential",
     )
-    out = tuple(call(jnp.asarray(accept, jnp.bool), *updates, *residuals))
+    out = tuple(call(*updates, *residuals))
     return out[: len(ks)], out[len(ks) : 2 * len(ks)], out[2 * len(ks) :]
 
 

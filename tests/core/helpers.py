@@ -93,7 +93,7 @@ def under(promotion, tx):
 
 def sparsifier(compressor):
     """The transform, strict also inside a lenient wrapper."""
-    return under("strict", cdl_jax.error_feedback(compressor))
+    return under("strict", optax.with_extra_args_support(cdl_jax.error_feedback(compressor)))
 
 
 def lenient(tx):

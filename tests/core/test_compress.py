@@ -40,16 +40,16 @@ def test_other_widths_are_refused(bits_):
         compress.quantize(bits_)
 
 
-def quantized(acc, width, accept=True):
-    indices, sent, kept = _quantized(acc, np.zeros_like(acc), width, accept)
+def quantized(acc, width):
+    indices, sent, kept = _quantized(acc, np.zeros_like(acc), width)
     return np.asarray(indices[0]), np.asarray(sent[0]), np.asarray(kept[0])
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _quantized(update, residual, width, accept):
+def _quantized(update, residual, width):
     return compress.quantize(width).compress(
         [update], [residual], (update.size,),
-        global_scope=False, accept=accept, key=jax.random.key(0),
+        global_scope=False, key=jax.random.key(0),
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_quantize_is_unbiased(width):
 
     def send(key):
         indices, sent, _ = compress.quantize(width).compress(
-            [acc], [jnp.zeros_like(acc)], (6,), global_scope=False, accept=True, key=key
+            [acc], [jnp.zeros_like(acc)], (6,), global_scope=False, key=key
         )
         return jnp.zeros(6).at[indices[0]].set(sent[0], mode="drop")
 
@@ -111,10 +111,3 @@ def test_nothing_and_next_to_nothing_send_no_subnormal(acc):
     sent_dense = dense(indices, sent)
     assert ((sent_dense == 0) | (np.abs(sent_dense) >= np.finfo(np.float32).tiny)).all()
     np.testing.assert_array_equal(sent_dense + kept, acc)
-
-
-def test_a_refused_quantization_keeps_the_residual():
-    indices, sent, kept = quantized(np.ones(4, np.float32), 4, accept=False)
-    check_indices(indices, 0, 4)
-    assert not sent.any()
-    assert not kept.any()

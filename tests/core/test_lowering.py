@@ -51,9 +51,9 @@ def test_step_and_apply_lower(compressor, platform):
 def test_selection_lowers(platform, global_scope):
     leaves = [jnp.ones(30), jnp.ones(50)]
     ks = (8,) if global_scope else (3, 5)
-    top = lambda u, r, a: select.error_feedback_top_k(u, r, ks, global_scope=global_scope, accept=a)
-    lowers(top, platform, leaves, leaves, jnp.asarray(True))
-    draw = lambda u, r, a, k: select.error_feedback_random_k(
-        u, r, ks, global_scope=global_scope, accept=a, key=k
+    top = lambda u, r: select.error_feedback_top_k(u, r, ks, global_scope=global_scope)
+    lowers(top, platform, leaves, leaves)
+    draw = lambda u, r, k: select.error_feedback_random_k(
+        u, r, ks, global_scope=global_scope, key=k
     )
-    lowers(draw, platform, leaves, leaves, jnp.asarray(True), jax.random.key(0))
+    lowers(draw, platform, leaves, leaves, jax.random.key(0))

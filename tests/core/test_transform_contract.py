@@ -254,12 +254,3 @@ def test_an_injected_density_is_refused_or_static():
     floats = {"w": params["w"]}
     _, state = tx.update(floats, tx.init(floats), floats)
     check_indices(np.asarray(state.inner_state.indices[0]), 3, 30)
-
-
-def test_a_wrapper_that_drops_extra_arguments_is_refused():
-    params, batches = problem()
-    inner = bare(sparsifier(cdl_jax.top_k(0.1)))
-    tx = optax.GradientTransformation(inner.init, lambda u, s, p=None: inner.update(u, s, p))
-    state = cdl_jax.init_state(params, tx, model_state={"mean": jnp.zeros(5)})
-    with pytest.raises(ValueError, match="keeps the extra argument `accept`"):
-        cdl_jax.make_step(loss_fn, tx)(state, None, batches[0])

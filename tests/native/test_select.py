@@ -22,13 +22,12 @@ EDGES = [0, 1, 2, 8, 9, 16, 17, 33, 511, 512, 513, 2047, 2048, 2049, 4097, 10_00
 SPLIT = 2**19 + 3  # large enough to be shared between threads
 
 
-def select(updates, residuals, ks, *, global_scope=False, accept=True):
+def select(updates, residuals, ks, *, global_scope=False):
     return error_feedback_top_k(
         [jnp.asarray(u) for u in updates],
         [jnp.asarray(r) for r in residuals],
         tuple(ks),
         global_scope=global_scope,
-        accept=jnp.asarray(accept),
     )
 
 
@@ -110,21 +109,6 @@ def test_shapes_are_kept_and_positions_are_flat():
     assert residuals[0].shape == (2, 3, 4)
 
 
-@pytest.mark.parametrize("global_scope", [False, True])
-def test_a_refused_step_changes_no_bit(global_scope):
-    update = np.full(300_000, np.nan, np.float32)
-    kept = [make("subnormal", 300_000, 1)[0], np.array([np.nan, -0.0, np.inf], np.float32)]
-    ks = [5] if global_scope else [3, 2]
-    scope = {"global_scope": global_scope, "accept": False}
-    indices, sent, residuals = select([update, update[:3]], kept, ks, **scope)
-    for old, new in zip(kept, residuals, strict=True):
-        np.testing.assert_array_equal(bits(new), bits(old))
-    ends = [300_003] if global_scope else [300_000, 3]
-    for n, k, i, s in zip(ends, ks, indices, sent, strict=True):
-        assert i.tolist() == list(range(n, n + k))
-        np.testing.assert_array_equal(bits(s), np.zeros(k, np.uint32))
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("n", [100, 5000, SPLIT])
 def test_nan_counts_as_the_largest_magnitude(n, path):
@@ -165,7 +149,7 @@ def test_equals_the_xla_form():
     tree = [(*make(kind, 5000, 2), 50) for kind in ("normal", "ties", "subnormal", "infinite")]
     updates, residuals, ks = ([jnp.asarray(x) for x in part] for part in zip(*tree, strict=True))
     for scope, k in ((False, tuple(map(int, ks))), (True, (321,))):
-        args = {"global_scope": scope, "accept": jnp.bool(True)}
+        args = {"global_scope": scope}
         want = xla_top_k(updates, residuals, k, **args)
         for a, b in zip(
             jax.tree.leaves(error_feedback_top_k(updates, residuals, k, **args)),
@@ -192,13 +176,12 @@ def test_wrong_arguments_are_named(shapes, dtype, ks, message):
             [jnp.zeros(shapes[1], dtype)],
             ks,
             global_scope=False,
-            accept=jnp.bool(True),
         )
 
 
 def test_positions_beyond_int32_are_refused():
     def trace(x):
-        return error_feedback_top_k([x], [x], (1,), global_scope=False, accept=jnp.bool(True))
+        return error_feedback_top_k([x], [x], (1,), global_scope=False)
 
     with pytest.raises(ValueError, match="int32"):
         jax.eval_shape(trace, jax.ShapeDtypeStruct((2**31 - 1,), jnp.float32))

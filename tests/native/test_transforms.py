@@ -17,9 +17,7 @@ SMALL = 10 * 4 * K  # bytes; far below the 4 * N of a parameter-sized copy
 
 @functools.partial(jax.jit, donate_argnums=1)
 def step(update, residual):
-    return error_feedback_top_k(
-        [update], [residual], (K,), global_scope=False, accept=jnp.bool(True)
-    )
+    return error_feedback_top_k([update], [residual], (K,), global_scope=False)
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -72,7 +70,7 @@ def test_a_donated_residual_is_updated_in_place():
 def test_an_eager_call_leaves_its_arguments_alone():
     update, residual = normal(0), normal(1)
     before = [np.array(update), np.array(residual)]
-    error_feedback_top_k([update], [residual], (K,), global_scope=False, accept=jnp.bool(True))
+    error_feedback_top_k([update], [residual], (K,), global_scope=False)
     equal([update, residual], before)
 
 
@@ -94,15 +92,12 @@ def test_cond_takes_either_branch():
 def test_vmap_equals_single_calls():
     updates = jax.random.normal(jax.random.key(0), (3, 5000))
 
-    def one(update, accept):
-        return error_feedback_top_k(
-            [update], [jnp.ones(5000)], (7,), global_scope=False, accept=accept
-        )
+    def one(update):
+        return error_feedback_top_k([update], [jnp.ones(5000)], (7,), global_scope=False)
 
-    accept = jnp.array([True, False, True])
-    batched = jax.vmap(one)(updates, accept)
+    batched = jax.vmap(one)(updates)
     for i in range(3):
-        equal(jax.tree.map(lambda x, i=i: x[i], batched), one(updates[i], accept[i]))
+        equal(jax.tree.map(lambda x, i=i: x[i], batched), one(updates[i]))
 
 
 @pytest.mark.parametrize("global_scope", [False, True])
@@ -111,16 +106,15 @@ def test_one_call_for_all_tensors(global_scope):
     ks = (3,) if global_scope else (1,) * len(tree)
 
     @jax.jit
-    def run(tree, accept):
-        return error_feedback_top_k(tree, tree, ks, global_scope=global_scope, accept=accept)
+    def run(tree):
+        return error_feedback_top_k(tree, tree, ks, global_scope=global_scope)
 
-    text = run.lower(tree, jnp.bool(True)).compile().as_text()
+    text = run.lower(tree).compile().as_text()
     assert text.count('custom_call_target="cdl_jax_error_feedback_top_k"') == 1
 
 
 def test_the_calling_thread_keeps_its_subnormals():
-    error_feedback_top_k(
-        [jnp.ones(100)], [jnp.ones(100)], (1,), global_scope=False, accept=jnp.bool(True)
-    )[0][0].block_until_ready()
+    found = error_feedback_top_k([jnp.ones(100)], [jnp.ones(100)], (1,), global_scope=False)
+    jax.block_until_ready(found)
     tiny = np.array([2.0**-149], np.float32)
     assert (tiny + tiny > 0).all()

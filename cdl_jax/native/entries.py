@@ -1,0 +1,71 @@
+"""Single entries of many arrays, read or written in one call each, on the CPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdl_jax.native import available
+
+__all__ = ["read_entries", "write_entries"]
+
+_Groups = Sequence[Sequence[jax.Array]]
+
+
+def read_entries(
+    groups: _Groups, indices: Sequence[jax.Array], dtypes: Sequence[Any]
+) -> tuple[jax.Array, ...]:
+    """Bits of the entries at ascending positions; zero for positions past the end.
+
+    Args:
+        groups: for each section its leaves, arrays of any shape and of 1 to 8 bytes an entry.
+        indices: for each section int32[k_s], positions in the concatenation of its leaves.
+        dtypes: for each section the unsigned integers that carry the bits, as wide as its
+            widest leaf.
+
+    Returns:
+        An array [k_s] of its dtype for each section.
+
+    Raises:
+        RuntimeError: the kernels are not built; ask :func:`cdl_jax.native.available` first.
+    """
+    results = [
+        jax.ShapeDtypeStruct(at.shape, dtype) for at, dtype in zip(indices, dtypes, strict=True)
+    ]
+    return tuple(_call("read_entries", results, {}, groups)(*_leaves(groups), *indices))
+
+
+def write_entries(
+    groups: _Groups,
+    indices: Sequence[jax.Array],
+    bits: Sequence[jax.Array],
+    after: Sequence[jax.Array] = (),
+) -> tuple[jax.Array, ...]:
+    """All leaves, in order, with the bits written at the positions of their sections.
+
+    Arguments are those of :func:`read_entries`; a position past the end writes nothing. The
+    leaves are changed in place where their buffers may be reused (donated, or carried). `after`
+    is not looked at: these arrays are there before anything is written.
+    """
+    leaves = _leaves(groups)
+    results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    call = _call("write_entries", results, {t: t for t in range(len(leaves))}, groups)
+    return tuple(call(*leaves, *indices, *bits, *after))
+
+
+def _call(name: str, results: list[Any], aliases: dict[int, int], groups: _Groups) -> Any:
+    if not available():
+        raise RuntimeError(
+            "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
+        )
+    call = jax.ffi.ffi_call(
+        f"cdl_jax_{name}", results, input_output_aliases=aliases, vmap_method="sequential"
+    )
+    counts = np.array([len(leaves) for leaves in groups], np.int64)
+    return lambda *operands: call(*map(jnp.asarray, operands), leaves=counts)
+
+
+def _leaves(groups: _Groups) -> list[jax.Array]:
+    return [leaf for leaves in groups for leaf in leaves]

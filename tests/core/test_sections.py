@@ -1,0 +1,112 @@
+"""Reading and writing the entries of many leaves: kernel and XLA against NumPy, bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdl_jax.core import digest, layout, sections
+from cdl_jax.native import available
+from tests.core.helpers import bits
+
+SHAPES = [(3, 4), (), (7,), (2, 3, 5)]
+KINDS = {
+    "float32": ["float32"] * 4,
+    "bytes": ["int8", "uint8", "bool", "int8"],
+    "mixed": ["bfloat16", "float32", "float16", "int32"],
+}
+PLACES = {"tensor": [(0,), (1,), (2,), (3,)], "global": [(0, 1, 2, 3)], "some": [(1, 3), (2,)]}
+
+
+@pytest.fixture(params=["native", "xla"], autouse=True)
+def form(request, monkeypatch):
+    if request.param == "xla":
+        monkeypatch.setattr(sections, "available", lambda: False)
+    elif not available():
+        pytest.skip("the kernels are not built")
+
+
+def leaves_of(kind, seed=0):
+    rng = np.random.default_rng(seed)
+    out = []
+    for shape, dtype in zip(SHAPES, KINDS[kind], strict=True):
+        if dtype == "bool":
+            out.append(rng.integers(0, 2, shape).astype(bool))
+        else:
+            width = layout.dtype_of(dtype).itemsize
+            words = rng.integers(0, 256, (*shape, width), np.uint8)
+            out.append(words.view(layout.dtype_of(dtype)).reshape(shape))
+    return out
+
+
+def case(kind, places):
+    """Plans, leaves, per section ascending indices with padding, and new bits."""
+    leaves = leaves_of(kind)
+    spec = layout.TreeSpec(
+        tuple(layout.LeafSpec(f"l{i}", x.shape, x.dtype.name) for i, x in enumerate(leaves))
+    )
+    plans = [sections.make_section(spec, p, 4) for p in PLACES[places]]
+    rng = np.random.default_rng(1)
+    indices, new = [], []
+    other = [x.reshape(-1) for x in leaves_of(kind, seed=7)]
+    for plan in plans:
+        k = min(9, plan.total)
+        at = np.sort(rng.choice(plan.total, k, replace=False))
+        words = np.concatenate([bits(other[i]).astype(plan.bits) for i in plan.places])[at]
+        indices.append(np.concatenate([at, plan.total + np.arange(3)]).astype(np.int32))
+        new.append(np.concatenate([words, np.full(3, 77)]).astype(plan.bits))
+    return plans, leaves, indices, new
+
+
+def flat_bits(plan, leaves):
+    return np.concatenate([bits(leaves[i]).reshape(-1).astype(plan.bits) for i in plan.places])
+
+
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_gives_the_bits_and_zeros_for_padding(kind, places):
+    plans, leaves, indices, _ = case(kind, places)
+    found = jax.jit(lambda x, at: sections.read(plans, x, at))(leaves, indices)
+    for plan, at, got in zip(plans, indices, found, strict=True):
+        assert got.dtype == plan.bits
+        np.testing.assert_array_equal(got[:-3], flat_bits(plan, leaves)[at[:-3]])
+        assert not np.asarray(got[-3:]).any()
+
+
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_write_changes_these_bits_alone(kind, places):
+    plans, leaves, indices, new = case(kind, places)
+    written = jax.jit(lambda x, at, b: sections.write(plans, x, at, b))(leaves, indices, new)
+    assert [x.shape for x in written] == SHAPES
+    assert [x.dtype.name for x in written] == KINDS[kind]
+    expected = [bits(x).reshape(-1).copy() for x in leaves]
+    for plan, at, words in zip(plans, indices, new, strict=True):
+        ends = layout.ends(plan.sizes)
+        for i, word in zip(at[:-3], words[:-3], strict=True):
+            t = int(np.searchsorted(ends[1:], i, side="right"))
+            leaf = expected[plan.places[t]]
+            leaf[i - ends[t]] = word.astype(leaf.dtype)
+    for got, want in zip(written, expected, strict=True):
+        np.testing.assert_array_equal(bits(np.asarray(got)).reshape(-1), want)
+
+
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_change_is_the_difference_of_full_digests(kind, places):
+    plans, leaves, indices, new = case(kind, places)
+    old = sections.read(plans, [jnp.asarray(x) for x in leaves], indices)
+    after = sections.write(plans, [jnp.asarray(x) for x in leaves], indices, new)
+    delta = jax.jit(lambda *args: sections.change(plans, *args))(indices, old, new)
+    before, now = (
+        digest.numpy_digest({f"l{i}": np.asarray(x) for i, x in enumerate(tree)})
+        for tree in (leaves, after)
+    )
+    np.testing.assert_array_equal(before + np.asarray(delta), now)
+
+
+def test_no_sections_are_no_work():
+    leaves = [jnp.ones(3)]
+    assert sections.read([], leaves, []) == []
+    assert sections.write([], leaves, [], []) == leaves
+    assert not sections.change([], [], [], []).any()
