@@ -1,4 +1,4 @@
-"""The command line: cdl-jax train | replica | inspect | rollback."""
+"""The command line: cdl-jax train | replica | serve | inspect | rollback."""
 
 import dataclasses
 import pathlib
@@ -14,6 +14,7 @@ import tyro
 from cdl_jax.deploy.follow import FollowConfig, follow
 from cdl_jax.deploy.inspect import InspectConfig, show
 from cdl_jax.deploy.rollback import RollbackConfig
+from cdl_jax.deploy.serve import ServeConfig
 from cdl_jax.errors import CdlError, ConfigError
 
 INTERRUPTED = 130
@@ -48,6 +49,14 @@ def replica(config: FollowConfig) -> int:
     return 0
 
 
+def serve(config: ServeConfig) -> int:
+    """`cdl-jax serve`: follows a log and answers requests over HTTP."""
+    from cdl_jax.deploy import serve as command
+
+    command.serve(config)
+    return 0
+
+
 def inspect(config: InspectConfig) -> int:
     """`cdl-jax inspect`: a log's versions, sizes and digests."""
     show(config)
@@ -63,7 +72,10 @@ def rollback(config: RollbackConfig) -> int:
 
 
 def _run(words: list[str]) -> int:
-    commands = {"train": train, "replica": replica, "inspect": inspect, "rollback": rollback}
+    commands = {
+        "train": train, "replica": replica, "serve": serve, "inspect": inspect,
+        "rollback": rollback,
+    }  # fmt: skip
     if not words or words[0] not in commands:
         return _usage(words, commands)
     name = words[0]
@@ -84,7 +96,10 @@ def _config_type(name: str) -> Any:
         except ImportError as error:
             raise ConfigError(f"train needs more: pip install 'cdl_jax[all]' ({error})") from error
         return TrainConfig
-    return {"replica": FollowConfig, "inspect": InspectConfig, "rollback": RollbackConfig}[name]
+    return {
+        "replica": FollowConfig, "serve": ServeConfig, "inspect": InspectConfig,
+        "rollback": RollbackConfig,
+    }[name]  # fmt: skip
 
 
 def _parse(name: str, config_type: Any, words: list[str], path: str | None) -> Any:

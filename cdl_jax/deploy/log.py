@@ -100,6 +100,14 @@ class UpdateLog(Protocol):
         """Returns when a version may be there, at the latest after so many seconds."""
         ...
 
+    def write_status(self, blob: bytes) -> None:
+        """Replaces the writer's last words on how it goes; no part of any version."""
+        ...
+
+    def read_status(self) -> bytes | None:
+        """The writer's last words, or None."""
+        ...
+
     def head(self) -> int | None:
         """The newest version; None for a log without a snapshot."""
         ...

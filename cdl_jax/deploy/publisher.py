@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import json
 import secrets
+import time
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ class Publisher:
     retention: Retention
     outbox: Outbox
     _bytes_since: int = 0  # of updates since the last snapshot
+    _told: float = -1.0  # when `tell` last wrote
 
     @classmethod
     def begin(
@@ -128,6 +131,13 @@ class Publisher:
         if tensors is not None:
             self._snapshot(version, tensors, digest)
         return blob
+
+    def tell(self, status: dict[str, Any]) -> None:
+        """Leaves a few words on how training goes beside the log, every second at most."""
+        if time.monotonic() - self._told >= 1.0:
+            self._told = time.monotonic()
+            with contextlib.suppress(StoreError):  # it is said again
+                self.log.write_status(json.dumps(status).encode())
 
     def snapshot_due(self, version: int) -> bool:
         """Whether this version, the one after the newest published, gets a snapshot."""

@@ -5,6 +5,7 @@
     updates/000000000001 ...    one object per version, written once
     snapshots/000000000000.safetensors ..., snapshots/newest
     snapshots/oldest            the versions up to this one have been trimmed
+    status.json                 how training goes, in the writer's words
 
 An object is written once by a put that fails where the key is taken; object stores and local
 directories both do that atomically, so a torn object is never seen.
@@ -85,6 +86,14 @@ class StoreLog:
     def wait(self, version: int, seconds: float) -> None:
         """See `UpdateLog`; a store wakes nobody."""
         time.sleep(min(seconds, self.poll))
+
+    def write_status(self, blob: bytes) -> None:
+        """See `UpdateLog`."""
+        self._objects.put("status.json", blob)
+
+    def read_status(self) -> bytes | None:
+        """See `UpdateLog`."""
+        return self._objects.get("status.json")
 
     def head(self) -> int | None:
         """See `UpdateLog`; asks for O(log n) names, for there are no gaps."""

@@ -138,6 +138,8 @@ class ContinuousTrainer:
         record |= self._publish(info, version)
         self._count(record, pending.trigger)
         self._records.line(record)
+        if self.publisher is not None:
+            self.publisher.tell(vars(self.summary))
         bar.show(self.summary, record["samples"])
 
     def _publish(self, info: StepInfo, version: int) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""The function that a server calls, and what it takes."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import numpy as np
+
+from cdl_jax.deploy.batcher import PredictFn
+from cdl_jax.deploy.log import Manifest
+from cdl_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A model's function and the form of its inputs.
+
+    Attributes:
+      predict_fn: `(params, model_state, inputs) -> outputs`, one row a sample.
+      shape, dtype: of one sample.
+    """
+
+    predict_fn: PredictFn
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def built_in(manifest: Manifest) -> Predictor:
+    """For a log that `cdl-jax train` wrote.
+
+    Raises:
+      ConfigError: when the log's first record names no model of this package.
+    """
+    name, dataset = manifest.config.get("model"), manifest.config.get("dataset")
+    try:
+        import jax
+
+        from cdl_jax.data import DATASETS
+        from cdl_jax.models import MODELS, classifier, create_model
+    except ImportError as error:
+        raise ConfigError(
+            f"this model needs more: pip install 'cdl_jax[train]' ({error})"
+        ) from error
+    if name not in MODELS or dataset not in DATASETS:
+        raise ConfigError(
+            "the log's first record names no model of this package; give "
+            "--predict MODULE:FUNCTION, --input-shape and --input-dtype"
+        )
+    kind = DATASETS[dataset]
+    model = classifier(create_model(name), (kind.mean, kind.std))
+    shape = (28, 28, 1) if len(kind.mean) == 1 else (32, 32, 3)
+    return Predictor(jax.jit(model.predict_fn), shape, np.dtype(np.uint8))
+
+
+def by_name(name: str, shape: tuple[int, ...], dtype: str) -> Predictor:
+    """From `MODULE:FUNCTION`, which may be jitted or plain NumPy.
+
+    Raises:
+      ConfigError: when there is no such function, shape or dtype.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+        kind = np.dtype(dtype)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(f"cannot serve {name} with inputs of {dtype}: {error}") from error
+    if not callable(found) or kind.kind not in "biuf" or min(shape, default=1) < 1:
+        raise ConfigError(
+            f"predict is {name}, inputs {dtype}{list(shape)}; give MODULE:FUNCTION, sizes from 1 "
+            "and a dtype of numbers"
+        )
+    return Predictor(found, shape, kind)
