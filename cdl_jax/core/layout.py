@@ -78,6 +78,9 @@ class SparseUpdate:
       digest: uint32[4], the digest of the whole deployed tree at `version`.
       sections: static, the leaves of each section.
       fingerprint: static, `TreeSpec.fingerprint` of the deployed tree.
+      scales: per section None or float32 [], a power of two s; empty for None in all. With a
+        scale the values are int8 levels l, and the leaves, of float32, become old + l s at the
+        version `base` (subnormal results +0.0), which makes such an update valid there alone.
     """
 
     indices: tuple[Any, ...]
@@ -88,6 +91,11 @@ class SparseUpdate:
     digest: Any
     sections: tuple[tuple[int, ...], ...]
     fingerprint: bytes
+    scales: tuple[Any, ...] = ()
+
+    def section_scales(self) -> tuple[Any, ...]:
+        """A scale or None for each section."""
+        return self.scales or (None,) * len(self.sections)
 
 
 def check_update(update: SparseUpdate, spec: TreeSpec) -> None:
@@ -101,12 +109,18 @@ def check_update(update: SparseUpdate, spec: TreeSpec) -> None:
             f"it is for a model of fingerprint {update.fingerprint.hex()}, this one has "
             f"{spec.fingerprint.hex()}"
         )
-    for places, indices, values in zip(update.sections, update.indices, update.values, strict=True):
+    for places, indices, values, scale in zip(
+        update.sections, update.indices, update.values, update.section_scales(), strict=True
+    ):
         if places[-1] >= len(spec.leaves):
             raise ValueError(f"it changes leaf {places[-1]} of {len(spec.leaves)}")
         leaves = [spec.leaves[i] for i in places]
         dtypes = {leaf.dtype for leaf in leaves}
         expected = leaves[0].dtype if len(dtypes) == 1 else "uint32"
+        if scale is not None:
+            if dtypes != {"float32"}:
+                raise ValueError(f"{leaves[0].name} is {expected}, and levels are for float32")
+            expected = "int8"
         if values.dtype.name != expected:
             raise ValueError(f"{leaves[0].name} is {expected}, its new values {values.dtype.name}")
         if indices.size and int(indices[-1]) >= sum(leaf.size for leaf in leaves):

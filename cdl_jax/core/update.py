@@ -14,7 +14,7 @@ from cdl_jax.core.tree import flatten, to_bits, tree_spec
 
 jax.tree_util.register_dataclass(
     SparseUpdate,
-    data_fields=["indices", "values", "counts", "base", "version", "digest"],
+    data_fields=["indices", "values", "counts", "base", "version", "digest", "scales"],
     meta_fields=["sections", "fingerprint"],
 )
 

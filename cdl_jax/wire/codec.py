@@ -1,76 +1,71 @@
-"""The body of an update: sections of positions and values, grouped.
+"""The body of an update: sections of positions and values, grouped. FORMAT.md specifies it.
 
-A group is a run of neighbouring sections with the same dtype that cover one leaf each, or one
-section over several leaves. Numbers are LEB128 varints. Per group:
-
-    kind      byte: dtype code + 32 for one section over several leaves + 64 for a run
-    leaves    varint number of stretches, then per stretch: varint leaves skipped since the
-              last one, varint leaves taken
-    counts    a varint per section, at least 1
-    positions nothing for a run (0, 1, 2, ... in every section); else byte b, varint length of
-              the quotients, low bits, quotients: Golomb-Rice of the gaps p[i] - p[i-1] - 1,
-              each section starting at p[-1] = -1
-    values    raw, little endian
-
-Sections without entries are left out. One content has one form: a decoder refuses what an
-encoder would have written otherwise.
+A group is a run of neighbouring sections of one kind that cover one leaf each, or one section
+over several leaves. Positions and values of all its sections are coded together, see `positions`
+and `values`. Sections without entries are left out.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from cdl_jax.core.layout import bits_dtype, dtype_of
-from cdl_jax.wire import bitstream
+from cdl_jax.core.layout import dtype_of
+from cdl_jax.wire import positions, values
 from cdl_jax.wire.error import WireError
+from cdl_jax.wire.numbers import MAX_POSITION, varint
 
 DTYPES = (
     "float32", "bfloat16", "float16", "float64", "int8", "int16", "int32", "int64", "uint8",
     "uint16", "uint32", "uint64", "bool", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz",
     "float8_e4m3fnuz", "float8_e5m2fnuz",
 )  # fmt: skip
-SHARED, RUN = 32, 64
+CODES = {dtype_of(name): code for code, name in enumerate(DTYPES)}
+SHARED, DENSE, SCALED = 32, 64, 128
 MAX_LEAVES = 1 << 17
-MAX_POSITION = 2**31 - 1
-MIN_RUN = 32
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Piece:
-    """One section with its padding gone: leaves, positions int64[k], values [k]; k >= 1."""
+    """One section with its padding gone.
+
+    Attributes:
+      leaves: the leaves that it covers.
+      positions: int32[k], ascending, k >= 1.
+      values: [k]; int8 levels where there is a scale.
+      scale: None, or e for a scale of 2^(e - 127), 1 to 254.
+    """
 
     leaves: tuple[int, ...]
     positions: np.ndarray
     values: np.ndarray
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the positions are 0, 1, 2, ..., as those of a whole leaf."""
-        k = self.positions.size
-        return k >= MIN_RUN and int(self.positions[-1]) == k - 1
+    scale: int | None = None
 
     @property
     def kind(self) -> int:
-        """The group's first byte."""
-        code = DTYPES.index(self.values.dtype.name)
-        return code + SHARED * (len(self.leaves) > 1) + RUN * self.is_run
+        """The first byte of the group that it belongs to."""
+        shared = SHARED * (len(self.leaves) > 1)
+        dense = DENSE * positions.is_dense(self.positions)
+        return CODES[self.values.dtype] + shared + dense + SCALED * (self.scale is not None)
 
 
 def encode_body(pieces: Sequence[Piece]) -> bytes:
     """Pieces, ascending by their first leaf, as bytes."""
-    groups = [list(group) for group in _grouped(pieces)]
-    out = [_varint(len(groups))]
+    groups = _grouped(pieces)
+    out = [varint(len(groups))]
     last = -1
-    for group in groups:
+    for kind, group in groups:
         leaves = [leaf for piece in group for leaf in piece.leaves]
-        out += [bytes([group[0].kind]), _stretches(leaves, last)]
+        counts = [piece.positions.size for piece in group]
+        out += [bytes([kind]), _stretches(leaves, last), *map(varint, counts)]
         last = leaves[-1]
-        out += [_varint(piece.positions.size) for piece in group]
-        if not group[0].is_run:
-            out += _positions(group)
-        out += [np.ascontiguousarray(p.values).tobytes() for p in group]
+        if kind & SCALED:
+            out.append(bytes([piece.scale or 0 for piece in group]))
+        at = _joined([piece.positions for piece in group])
+        new = _joined([piece.values for piece in group])
+        out.append(positions.encode(at, counts, dense=bool(kind & DENSE)))
+        out.append(values.encode(new, levels=bool(kind & SCALED)))
     return b"".join(out)
 
 
@@ -84,80 +79,71 @@ def decode_body(body: bytes) -> list[Piece]:
     pieces: list[Piece] = []
     last = -1
     for _ in range(reader.varint("number of groups", len(body))):
-        group = _read_group(reader, last)
-        if pieces and _merge(pieces[-1], group[0]):
-            raise WireError("two groups stand where one belongs")
-        pieces += group
-        last = group[-1].leaves[-1]
-    reader.finish()
+        pieces += _read_group(reader, last)
+        last = pieces[-1].leaves[-1]
+    # One content has one form, and the encoder says which.
+    if reader.left or encode_body(pieces) != body:
+        raise WireError("the body is not in the one form that its content has")
     return pieces
 
 
-def _merge(a: Piece, b: Piece) -> bool:
-    return a.kind == b.kind and not a.kind & SHARED
-
-
-def _grouped(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    group: list[Piece] = []
+def _grouped(pieces: Sequence[Piece]) -> list[tuple[int, list[Piece]]]:
+    groups: list[tuple[int, list[Piece]]] = []
     for piece in pieces:
-        if group and not _merge(group[-1], piece):
-            yield group
-            group = []
-        group.append(piece)
-    if group:
-        yield group
+        kind = piece.kind
+        if groups and kind == groups[-1][0] and not kind & SHARED:
+            groups[-1][1].append(piece)
+        else:
+            groups.append((kind, [piece]))
+    return groups
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
 
 def _stretches(leaves: list[int], last: int) -> bytes:
     steps = np.diff(np.asarray(leaves), prepend=last)
     starts = np.flatnonzero(np.r_[True, steps[1:] != 1])
     takes = np.diff(np.r_[starts, len(leaves)])
-    parts = [_varint(len(starts))]
+    parts = [varint(len(starts))]
     for start, take in zip(starts, takes, strict=True):
-        parts += [_varint(int(steps[start]) - 1), _varint(int(take))]
+        parts += [varint(int(steps[start]) - 1), varint(int(take))]
     return b"".join(parts)
-
-
-def _positions(group: list[Piece]) -> list[bytes]:
-    gaps = np.concatenate([np.diff(p.positions, prepend=-1) for p in group]) - 1
-    b = bitstream.best_parameter(gaps)
-    low, unary = bitstream.encode(gaps, b)
-    return [bytes([b]), _varint(len(unary)), low, unary]
 
 
 def _read_group(reader: "_Reader", last: int) -> list[Piece]:
     kind = reader.take(1, "kind of group")[0]
-    code = kind % SHARED
-    if kind >= 2 * RUN or code >= len(DTYPES):
+    if kind % SHARED >= len(DTYPES) or (kind & SCALED and DTYPES[kind % SHARED] != "int8"):
         raise WireError(f"a group is of unknown kind {kind}")
     leaves = _read_leaves(reader, last)
     owners = [tuple(leaves)] if kind & SHARED else [(leaf,) for leaf in leaves]
-    if kind & SHARED and len(leaves) < 2:
-        raise WireError("a shared section covers fewer than two leaves")
-    dtype = dtype_of(DTYPES[code])
-    counts = [reader.varint("count", reader.left // dtype.itemsize, least=1) for _ in owners]
-    total = sum(counts)
-    if total * dtype.itemsize > reader.left:
-        raise WireError(f"{total} entries are announced, more than the {reader.left} bytes hold")
-    positions = _runs(counts) if kind & RUN else _read_positions(reader, counts)
-    raw = reader.take(total * dtype.itemsize, "values")
-    values = np.frombuffer(raw, bits_dtype(dtype).newbyteorder("<"))
-    if dtype == np.bool_ and values.size and values.max() > 1:
-        raise WireError("a bool is neither 0 nor 1")
-    values = values.astype(bits_dtype(dtype)).view(dtype)
-    cuts = np.cumsum(counts)[:-1]
-    parts = zip(owners, np.split(positions, cuts), np.split(values, cuts), strict=True)
-    pieces = [Piece(*part) for part in parts]
-    if any(piece.kind != kind for piece in pieces):
-        raise WireError(f"a group of kind {kind} holds a section of another kind")
-    return pieces
+    # Every entry takes a bit or more of the positions or of the values.
+    most = min(8 * reader.left, MAX_POSITION)
+    counts = [reader.varint("count", most, least=1) for _ in owners]
+    if sum(counts) > 8 * reader.left:
+        raise WireError(f"{sum(counts)} entries are announced, more than {reader.left} bytes hold")
+    scales: Sequence[int | None] = [None] * len(owners)
+    if kind & SCALED:
+        scales = list(reader.take(len(owners), "scales"))
+        if not all(0 < (scale or 0) < 255 for scale in scales):
+            raise WireError("a scale is outside 2^-126 to 2^127")
+    at, reader.at = positions.decode(reader.data, reader.at, counts, dense=bool(kind & DENSE))
+    dtype = dtype_of(DTYPES[kind % SHARED])
+    new, reader.at = values.decode(
+        reader.data, reader.at, sum(counts), dtype, levels=bool(kind & SCALED)
+    )
+    stops = list(itertools.accumulate(counts))
+    return [
+        Piece(owner, at[stop - k : stop], new[stop - k : stop], scale)
+        for owner, k, stop, scale in zip(owners, counts, stops, scales, strict=True)
+    ]
 
 
 def _read_leaves(reader: "_Reader", last: int) -> list[int]:
     leaves: list[int] = []
-    for turn in range(reader.varint("stretches", MAX_LEAVES, least=1)):
-        least = 1 if turn else 0
-        start = last + 1 + reader.varint("leaves skipped", MAX_LEAVES, least=least)
+    for _ in range(reader.varint("stretches", MAX_LEAVES, least=1)):
+        start = last + 1 + reader.varint("leaves skipped", MAX_LEAVES)
         take = reader.varint("leaves taken", MAX_LEAVES, least=1)
         if start + take > MAX_LEAVES:
             raise WireError(f"leaf {start + take} is announced, past the limit of {MAX_LEAVES}")
@@ -166,67 +152,31 @@ def _read_leaves(reader: "_Reader", last: int) -> list[int]:
     return leaves
 
 
-def _read_positions(reader: "_Reader", counts: list[int]) -> np.ndarray:
-    total = sum(counts)
-    b = reader.take(1, "Rice parameter")[0]
-    if b > bitstream.MAX_PARAMETER:
-        raise WireError(f"Rice parameter {b} is past the limit of {bitstream.MAX_PARAMETER}")
-    length = reader.varint("length of the quotients", reader.left)
-    low = reader.take(bitstream.low_bytes(total, b), "low bits")
-    gaps = bitstream.decode(low, reader.take(length, "quotients"), total, b)
-    if int(gaps.max(initial=0)) > MAX_POSITION or bitstream.best_parameter(gaps) != b:
-        raise WireError(f"the gaps do not belong to Rice parameter {b}")
-    after = np.cumsum(gaps + 1)
-    before = np.r_[0, after[np.cumsum(counts)[:-1] - 1]]
-    positions = after - 1 - np.repeat(before, counts)
-    if int(positions.max(initial=0)) > MAX_POSITION:
-        raise WireError(f"a position is past the limit of {MAX_POSITION}")
-    return positions
-
-
-def _runs(counts: list[int]) -> np.ndarray:
-    return np.concatenate([np.arange(k, dtype=np.int64) for k in counts])
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
-
-
 class _Reader:
     """Takes bytes off the front, never more than there are."""
 
     def __init__(self, data: bytes):
-        self._data, self._at = data, 0
+        self.data, self.at = data, 0
 
     @property
     def left(self) -> int:
-        return len(self._data) - self._at
+        return len(self.data) - self.at
 
     def take(self, size: int, what: str) -> bytes:
         if size > self.left:
             raise WireError(f"cut short in the {what}: {size} bytes wanted, {self.left} left")
-        self._at += size
-        return self._data[self._at - size : self._at]
+        self.at += size
+        return self.data[self.at - size : self.at]
 
     def varint(self, what: str, most: int, *, least: int = 0) -> int:
         number = 0
-        for place in itertools.count():
+        for place in range(9):
             byte = self.take(1, what)[0]
             number |= (byte & 127) << (7 * place)
             if byte < 128:
                 break
-            if place == 8:
-                raise WireError(f"the {what} has more than nine digits")
-        if place and not byte:
-            raise WireError(f"the {what} is written with leading zeros")
+        else:
+            raise WireError(f"the {what} has more than nine digits")
         if not least <= number <= most:
             raise WireError(f"the {what} is {number}, outside {least} to {most}")
         return number
-
-    def finish(self) -> None:
-        if self.left:
-            raise WireError(f"{self.left} bytes follow the end")

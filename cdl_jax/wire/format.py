@@ -1,10 +1,10 @@
-"""An update as bytes, format version 1: header, body (see `codec`), checksum.
+"""An update as bytes, format version 2: header, body (see `codec`), signature, checksum.
 
-All numbers little endian:
+FORMAT.md specifies all of it. The header's numbers are little endian:
 
     0   8  magic 89 43 44 4C 4A 58 0D 0A (a text transfer would damage it)
-    8   2  format version, 1
-    10  2  flags, 0
+    8   2  format version, 2
+    10  2  flags, 1 where a signature follows the body
     12 16  fingerprint of the deployed tree (names, shapes, dtypes)
     28 16  lineage, the log's own random number
     44  4  base version
@@ -12,23 +12,30 @@ All numbers little endian:
     52 16  digest that the tree has at the new version, 4 words
     68  4  length of the body
     72     body
+    .. 64  Ed25519 signature of "cdl_jax update", a zero byte, header and body
     .. 16  xxh3-128 of everything before, big endian as xxhash writes it
 """
 
 import dataclasses
 import struct
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
 
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.wire.codec import DTYPES, Piece, decode_body, encode_body
+from cdl_jax.wire.codec import CODES, DTYPES, Piece, decode_body, encode_body
 from cdl_jax.wire.error import WireError
 
+if TYPE_CHECKING:  # needs cryptography, which signing alone asks for
+    from cdl_jax.wire.signing import PublicKey, SigningKey
+
 MAGIC = b"\x89CDLJX\r\n"
-FORMAT = 1
+FORMAT = 2
+SIGNED = 1
 _HEADER = struct.Struct("<8sHH16s16sII16sI")
-_CHECKSUM = 16
+_CHECKSUM, _SIGNATURE = 16, 64
+_PURPOSE = b"cdl_jax update\0"
 NO_LINEAGE = bytes(16)
 
 
@@ -50,12 +57,15 @@ class Header:
     digest: np.ndarray
 
 
-def encode_update(update: SparseUpdate, *, lineage: bytes = NO_LINEAGE) -> bytes:
+def encode_update(
+    update: SparseUpdate, *, lineage: bytes = NO_LINEAGE, key: "SigningKey | None" = None
+) -> bytes:
     """An update as bytes; the same content gives the same bytes.
 
     Args:
       update: arrays of NumPy or JAX; padding is left out.
       lineage: 16 bytes that name the log.
+      key: signs the update; None leaves it unsigned.
 
     Raises:
       ValueError: for a lineage of another length or a dtype the format does not know.
@@ -65,25 +75,34 @@ def encode_update(update: SparseUpdate, *, lineage: bytes = NO_LINEAGE) -> bytes
     body = encode_body(_pieces(update))
     digest = np.asarray(update.digest).astype("<u4").tobytes()
     head = _HEADER.pack(
-        MAGIC, FORMAT, 0, update.fingerprint, lineage,
+        MAGIC, FORMAT, 0 if key is None else SIGNED, update.fingerprint, lineage,
         int(update.base), int(update.version), digest, len(body),
     )  # fmt: skip
-    return head + body + xxhash.xxh3_128_digest(head + body)
+    content = head + body
+    if key is not None:
+        content += key.sign(_PURPOSE + content)
+    return content + xxhash.xxh3_128_digest(content)
 
 
-def decode_update(blob: bytes) -> SparseUpdate:
+def decode_update(blob: bytes, *, key: "PublicKey | None" = None) -> SparseUpdate:
     """Inverse of `encode_update`, with NumPy arrays that hold no padding.
 
     Positions are ascending and unique; whether they lie inside the tree is checked against the
     tree (`layout.check_update`), which the bytes do not describe.
 
+    Args:
+      blob: the bytes.
+      key: must have signed them. None takes signed and unsigned ones alike.
+
     Raises:
-      WireError: when the bytes are cut, damaged, foreign, or not in the one canonical form.
+      WireError: when the bytes are cut, damaged, foreign, not signed by the key, or not in the
+        one canonical form.
     """
-    header, body = _open(blob)
-    pieces = decode_body(body)
+    opened = _open(blob)
+    _check_signature(opened, key)
+    header, pieces = opened.header, decode_body(opened.body)
     return SparseUpdate(
-        indices=tuple(p.positions.astype(np.int32) for p in pieces),
+        indices=tuple(p.positions for p in pieces),
         values=tuple(p.values for p in pieces),
         counts=np.array([p.positions.size for p in pieces], np.int32),
         base=np.uint32(header.base),
@@ -91,48 +110,85 @@ def decode_update(blob: bytes) -> SparseUpdate:
         digest=header.digest,
         sections=tuple(p.leaves for p in pieces),
         fingerprint=header.fingerprint,
+        scales=tuple(_scale(p) for p in pieces),
     )
 
 
 def read_header(blob: bytes) -> Header:
     """The header of an update whose checksum holds; raises WireError."""
-    return _open(blob)[0]
+    return _open(blob).header
+
+
+class _Opened(NamedTuple):
+    """An update whose checksum holds, cut into its parts."""
+
+    header: Header
+    signed: bytes  # header and body
+    body: bytes
+    signature: bytes  # or nothing
+
+
+def _check_signature(opened: _Opened, key: "PublicKey | None") -> None:
+    if key is None:
+        return
+    if not opened.signature:
+        raise WireError("it is not signed, and this reader was given a public key")
+    if not key.verifies(opened.signature, _PURPOSE + opened.signed):
+        raise WireError("its signature is not by the public key that this reader was given")
+
+
+def _scale(piece: Piece) -> np.float32 | None:
+    return None if piece.scale is None else np.uint32(piece.scale << 23).view(np.float32)
+
+
+def _exponent(scale: object) -> int | None:
+    """e of the scale 2^(e - 127)."""
+    if scale is None:
+        return None
+    bits = int(np.asarray(scale, np.float32).view(np.uint32))
+    if bits & 0x807FFFFF or not 0 < bits >> 23 < 255:
+        raise ValueError(f"scale is {scale}; give a power of two from 2^-126 to 2^127")
+    return bits >> 23
 
 
 def _pieces(update: SparseUpdate) -> list[Piece]:
     pieces = []
-    counts = np.asarray(update.counts)
-    for leaves, indices, values, count in zip(
-        update.sections, update.indices, update.values, counts, strict=True
-    ):
+    columns = (update.sections, update.indices, update.values, update.section_scales())
+    counts = np.asarray(update.counts).tolist()
+    for leaves, indices, values, scale, count in zip(*columns, counts, strict=True):
         if count:
-            positions = np.asarray(indices)[:count].astype(np.int64)
-            pieces.append(Piece(leaves, positions, _known(np.asarray(values)[:count])))
+            positions = np.asarray(indices)[:count].astype(np.int32, copy=False)
+            known = _known(np.asarray(values)[:count])
+            pieces.append(Piece(leaves, positions, known, _exponent(scale)))
     return sorted(pieces, key=lambda p: p.leaves)
 
 
 def _known(values: np.ndarray) -> np.ndarray:
-    if values.dtype.name not in DTYPES:
+    if values.dtype not in CODES:
         raise ValueError(f"the format has no dtype {values.dtype.name}; it knows {DTYPES}")
     return values
 
 
-def _open(blob: bytes) -> tuple[Header, bytes]:
+def _open(blob: bytes) -> _Opened:
     blob = bytes(blob)
     if blob[: len(MAGIC)] != MAGIC:
         raise WireError(f"these are not the bytes of an update: they begin {blob[:8].hex()!r}")
     if len(blob) < _HEADER.size + _CHECKSUM:
         raise WireError(f"cut short: {len(blob)} bytes, a header alone has {_HEADER.size}")
     _, version, flags, fingerprint, lineage, base, new, digest, length = _HEADER.unpack_from(blob)
-    if version != FORMAT or flags:
+    if version != FORMAT or flags not in (0, SIGNED):
         raise WireError(
-            f"format version {version}, flags {flags}: this reader knows {FORMAT} and 0"
+            f"format version {version}, flags {flags}: this reader knows {FORMAT} and flags 0 or 1"
         )
-    if len(blob) != _HEADER.size + length + _CHECKSUM:
-        raise WireError(f"{len(blob)} bytes, but header and body make {_HEADER.size + length + 16}")
+    stop, signature = _HEADER.size + length, _SIGNATURE if flags else 0
+    if len(blob) != stop + signature + _CHECKSUM:
+        raise WireError(
+            f"{len(blob)} bytes, but header and body make {stop + signature + _CHECKSUM}"
+        )
     if xxhash.xxh3_128_digest(blob[:-_CHECKSUM]) != blob[-_CHECKSUM:]:
         raise WireError("the checksum does not match: the bytes are damaged")
     if new != base + 1:
         raise WireError(f"version {new} does not follow base {base}")
     lanes = np.frombuffer(digest, "<u4").astype(np.uint32)
-    return Header(fingerprint, lineage, base, new, lanes), blob[_HEADER.size : -_CHECKSUM]
+    header = Header(fingerprint, lineage, base, new, lanes)
+    return _Opened(header, blob[:stop], blob[_HEADER.size : stop], blob[stop:-_CHECKSUM])

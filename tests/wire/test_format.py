@@ -33,7 +33,7 @@ def test_header_lies_where_the_docstring_says():
     blob = encode_update(make_update(MIXED, base=258), lineage=LINEAGE)
     assert blob[:8] == b"\x89CDLJX\r\n"
     assert struct.unpack_from("<HH16s16sII16sI", blob, 8) == (
-        1, 0, b"f" * 16, LINEAGE, 258, 259,
+        2, 0, b"f" * 16, LINEAGE, 258, 259,
         np.arange(4, dtype="<u4").tobytes(), len(blob) - 72 - 16,
     )  # fmt: skip
     assert blob[-16:] == xxhash.xxh3_128_digest(blob[:-16])
@@ -43,9 +43,9 @@ def test_a_body_written_by_hand():
     update = make_update([((2,), 10, 0, "float32"), ((5,), 10, 2, "float32")])
     update.indices[1][:] = [3, 8]
     blob = encode_update(update)
-    # 1 group; float32; 1 stretch: 5 leaves skipped, 1 taken; 2 entries; gaps 3, 4 with b = 1:
-    # low bits 1 0, quotients 1, 2 as 01 001, in one byte each.
-    expected = bytes([1, 0, 1, 5, 1, 2, 1, 1, 0b10000000, 0b01001000])
+    # 1 group; float32; 1 stretch: 5 leaves skipped, 1 taken; 2 entries; gaps 3, 4 in fixed width
+    # 3, from the lowest bit up; raw values.
+    expected = bytes([1, 0, 1, 5, 1, 2, 32 + 3, 0b100_011, 0])
     assert blob[72:-16] == expected + update.values[1].tobytes()
 
 
@@ -127,7 +127,7 @@ def test_extreme_counts_and_lengths_allocate_nothing(place, number):
 
 @pytest.mark.parametrize(
     ("patch", "word"),
-    [((0, b"PK"), "not the bytes"), ((8, b"\2"), "format version 2"), ((10, b"\1"), "flags 1"),
+    [((0, b"PK"), "not the bytes"), ((8, b"\3"), "format version 3"), ((10, b"\2"), "flags 2"),
      ((48, b"\7"), "does not follow"), ((68, b"\0"), "header and body")],
 )  # fmt: skip
 def test_foreign_headers_are_named(patch, word):
