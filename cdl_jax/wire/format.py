@@ -142,7 +142,7 @@ def _scale(piece: Piece) -> np.float32 | None:
 
 
 def _exponent(scale: object) -> int | None:
-    """e of the scale 2^(e - 127)."""
+    """E of the scale 2^(e - 127)."""
     if scale is None:
         return None
     bits = int(np.asarray(scale, np.float32).view(np.uint32))

@@ -234,6 +234,7 @@ def varint(number: int) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at place `at`, and the place behind it; raises WireError."""
     number = 0
     for place, byte in enumerate(data[at : at + 9]):
         number |= (byte & 127) << (7 * place)

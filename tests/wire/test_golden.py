@@ -1,0 +1,76 @@
+"""Golden files decode for ever, and a reader written from FORMAT.md alone reads them too."""
+
+import ast
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from cdl_jax.core import digest
+from cdl_jax.wire import decode_update, encode_update, numbers, read_header
+from tests.wire import reader
+from tests.wire.make_golden import FOLDER, LINEAGE, PRIVATE, described, updates
+from tests.wire.updates import MIXED, make_update
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.update"))
+FORMAT = pathlib.Path(numbers.__file__).parent / "FORMAT.md"
+
+
+def plain(content):
+    """What the reader gives, as JSON has it."""
+    for section in content["sections"]:
+        section["positions"] = section["positions"].tolist()
+        section["values"] = section["values"].tolist()
+    return content
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_golden_file_holds_what_is_written_beside_it(name):
+    blob = (FOLDER / f"{name}.update").read_bytes()
+    expected = json.loads((FOLDER / f"{name}.json").read_text())
+    assert plain(reader.read(blob)) == expected
+    update = decode_update(blob)
+    assert described(update, expected["signature"]) == expected
+    assert read_header(blob).lineage == LINEAGE
+    if name != "signed":
+        assert encode_update(update, lineage=LINEAGE) == blob
+
+
+def test_the_golden_files_are_all_there():
+    assert NAMES == sorted([name for name, _ in updates()] + ["signed"])
+
+
+def test_the_golden_signature_is_its_keys():
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from cdl_jax.wire.signing import SigningKey
+
+    key = SigningKey(Ed25519PrivateKey.from_private_bytes(PRIVATE))
+    blob = (FOLDER / "signed.update").read_bytes()
+    update = decode_update(blob, key=key.public)
+    assert encode_update(update, lineage=LINEAGE, key=key) == blob
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_reader_reads_fresh_updates(seed):
+    update = make_update(MIXED, seed=100 + seed)
+    blob = encode_update(update, lineage=LINEAGE)
+    assert plain(reader.read(blob)) == described(decode_update(blob))
+    assert described(decode_update(blob)) == described(update)
+
+
+def test_the_reader_is_short_and_imports_numpy_alone():
+    text = pathlib.Path(reader.__file__).read_text()
+    assert len(text.splitlines()) <= 150
+    imports = [x for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(x) for x in imports] == ["import struct", "import numpy as np"]
+
+
+def test_the_formats_digest_vectors_hold():
+    rows = [line.split("|")[1:-1] for line in FORMAT.read_text().splitlines() if "| `" in line]
+    vectors = [[cell.strip(" `") for cell in row] for row in rows if len(row) == 4]
+    assert len(vectors) >= 5
+    for path, dtype, raw, expected in vectors:
+        values = np.frombuffer(bytes.fromhex(raw), f"u{np.dtype(dtype).itemsize}").view(dtype)
+        assert digest.to_hex(digest.numpy_digest({path: values})) == expected
