@@ -78,7 +78,7 @@ def decode_gaps(data: bytes, at: int, counts: list[int]) -> tuple[np.ndarray, in
 
 def numpy_encode_gaps(positions: np.ndarray, counts: list[int]) -> bytes:
     """`encode_gaps` in NumPy alone."""
-    starts = np.cumsum(counts) - counts
+    starts = _starts(counts)
     gaps = np.diff(positions, prepend=np.int32(-1))
     gaps -= 1
     gaps[starts] = positions[starts]
@@ -89,7 +89,7 @@ def numpy_decode_gaps(data: bytes, at: int, counts: list[int]) -> tuple[np.ndarr
     """`decode_gaps` in NumPy alone."""
     gaps, at = numpy_decode(data, at, sum(counts))
     after = np.cumsum(gaps, dtype=np.int64) + np.arange(1, gaps.size + 1)
-    starts = np.cumsum(counts) - counts
+    starts = _starts(counts)
     positions = after - 1 - np.repeat(np.where(starts > 0, after[starts - 1], 0), counts)
     if int(positions.max()) > MAX_POSITION:
         raise WireError("a position is past 2^31 - 1")
@@ -127,6 +127,11 @@ def numpy_decode(data: bytes, at: int, count: int) -> tuple[np.ndarray, int]:
     if int(numbers.max()) >> 32:
         raise WireError("a number is past 32 bits")
     return numbers.astype(np.uint32), at + size
+
+
+def _starts(counts: list[int]) -> np.ndarray:
+    """Where each section begins."""
+    return np.cumsum(np.r_[0, np.asarray(counts[:-1], np.int64)])
 
 
 def _blocks_form(numbers: np.ndarray) -> bytes:

@@ -34,9 +34,7 @@ def updates():
     weights[:6] = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45]
     places = np.sort(rng.choice(9000, 150, replace=False))
     yield "float32", one(places, weights)
-    yield "float32_of_bfloat16", one(
-        places, weights.astype(ml_dtypes.bfloat16).astype(np.float32)
-    )
+    yield "float32_of_bfloat16", one(places, weights.astype(ml_dtypes.bfloat16).astype(np.float32))
     yield "float32_of_float16", one(places, weights.astype(np.float16).astype(np.float32))
     yield "bfloat16", one(places, weights.astype(ml_dtypes.bfloat16))
     yield "float16", one(places, weights.astype(np.float16))

@@ -9,10 +9,11 @@ import struct
 
 import numpy as np
 
-DTYPES = (
-    "float32 bfloat16 float16 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool "
-    "float8_e4m3fn float8_e5m2 float8_e4m3b11fnuz float8_e4m3fnuz float8_e5m2fnuz"
-).split()
+DTYPES = [
+    "float32", "bfloat16", "float16", "float64", "int8", "int16", "int32", "int64", "uint8",
+    "uint16", "uint32", "uint64", "bool", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz",
+    "float8_e4m3fnuz", "float8_e5m2fnuz",
+]  # fmt: skip
 WIDTHS = [4, 2, 2, 8, 1, 2, 4, 8, 1, 2, 4, 8] + 6 * [1]
 FLOATS = {"float32": (23, 8), "bfloat16": (7, 8), "float16": (10, 5)}
 SHARED, DENSE, SCALED = 32, 64, 128

@@ -98,17 +98,17 @@ def test_every_bit_flip_and_every_cut_is_refused():
         decode_update(blob + b"\0")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_mutants_with_a_good_checksum_are_refused_or_canonical(seed):
     rng = np.random.default_rng(seed)
     blob = encode_update(make_update(MIXED, seed=seed))
     kinds = {True: 0, False: 0}
-    for _ in range(1500):
+    for _ in range(600):
         mutant = bytearray(blob)
         for _ in range(rng.integers(1, 4)):
             mutant[rng.integers(72, len(blob) - 16)] = rng.integers(256)
         kinds[accepted(resealed(bytes(mutant)))] += 1
-    assert min(kinds.values()) > 50  # both outcomes are exercised
+    assert min(kinds.values()) > 15  # both outcomes are exercised
 
 
 @pytest.mark.parametrize("place", range(72, 90))
