@@ -1,4 +1,4 @@
-"""The command line: cdl-jax train | replica | serve | inspect | rollback."""
+"""The command line: cdl-jax train | replica | serve | inspect | rollback | keygen."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,7 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 import tyro
@@ -16,8 +16,21 @@ from cdl_jax.deploy.inspect import InspectConfig, show
 from cdl_jax.deploy.rollback import RollbackConfig
 from cdl_jax.deploy.serve import ServeConfig
 from cdl_jax.errors import CdlError, ConfigError
+from cdl_jax.wire import signing
 
 INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeygenConfig:
+    """Settings of `cdl-jax keygen`."""
+
+    out: str = "cdl-jax.key"
+    """File of the signing key (Ed25519, PEM); the public one goes to the same name and .pub."""
+
+    def checked(self) -> Self:
+        """Itself."""
+        return self
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +84,16 @@ def rollback(config: RollbackConfig) -> int:
     return 0
 
 
+def keygen(config: KeygenConfig) -> int:
+    """`cdl-jax keygen`: a pair of keys, for the trainer to sign and replicas to check with."""
+    print(*signing().write_pair(config.out), sep="\n")
+    return 0
+
+
 def _run(words: list[str]) -> int:
     commands = {
         "train": train, "replica": replica, "serve": serve, "inspect": inspect,
-        "rollback": rollback,
+        "rollback": rollback, "keygen": keygen,
     }  # fmt: skip
     if not words or words[0] not in commands:
         return _usage(words, commands)
@@ -98,7 +117,7 @@ def _config_type(name: str) -> Any:
         return TrainConfig
     return {
         "replica": FollowConfig, "serve": ServeConfig, "inspect": InspectConfig,
-        "rollback": RollbackConfig,
+        "rollback": RollbackConfig, "keygen": KeygenConfig,
     }[name]  # fmt: skip
 
 

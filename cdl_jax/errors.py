@@ -29,7 +29,7 @@ class RefusedUpdateError(LogError):
     """An update that a replica does not apply.
 
     Attributes:
-      reason: damaged, foreign, order, model, digest, memory or other.
+      reason: damaged, signature, foreign, order, model, digest, memory or other.
     """
 
     def __init__(self, message: str, *, reason: str = "other"):

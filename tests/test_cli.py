@@ -49,6 +49,8 @@ def refused(capsys, *words):
         (["replica"], "replica needs --log"),
         (["replica", "--log", "/nowhere", "--wait", "0"], "there is no log at /nowhere"),
         (["replica", "--log", "x", "--poll", "-1"], "poll is -1.0"),
+        (["replica", "--log", "x", "--public-key", "/nowhere"], "cannot read the key /nowhere"),
+        (["train", "--sign-key", "/nowhere"], "cannot read the key /nowhere"),
         (["inspect"], "inspect needs --log"),
         (["inspect", "--log", "/nowhere"], "there is no log at /nowhere"),
         (["inspect", "--log", "/", "--last", "0"], "last is 0"),
@@ -92,18 +94,21 @@ def test_flags_stand_over_toml_over_defaults_and_print_config_comes_back(capsys,
 
 def test_train_replica_and_inspect_as_processes(tmp_path):
     log, run = str(tmp_path / "log"), str(tmp_path / "run")
-    trained = command("train", *QUICK, "--limit", "40", "--log", log, "--run", run)
+    key = command("keygen", "--out", str(tmp_path / "key")).stdout.split()
+    signed = ["--log", log, "--sign-key", key[0]]
+    trained = command("train", *QUICK, "--limit", "40", *signed, "--run", run)
     assert trained.returncode == 0, trained.stderr
     summary = json.loads(trained.stdout)
     assert summary["versions"] == 5
-    followed = command("replica", "--log", log, "--until", "5", "--run", str(tmp_path / "r"))
+    follow = ["replica", "--log", log, "--until", "5", "--public-key", key[1]]
+    followed = command(*follow, "--run", str(tmp_path / "r"))
     assert followed.returncode == 0, followed.stderr
     assert json.loads(followed.stdout)["digest"] == summary["digest"]
     shown = command("inspect", "--log", log, "--last", "2")
     assert shown.returncode == 0, shown.stderr
     assert summary["digest"] in shown.stdout
     assert shown.stdout.count("\n") >= 6
-    other = command("train", *QUICK, "--limit", "40", "--log", log, "--density", "0.5")
+    other = command("train", *QUICK, "--limit", "40", *signed, "--density", "0.5")
     assert (other.returncode, other.stderr.count("\n")) != (0, 0)
     assert "another configuration" in other.stderr
     assert "Traceback" not in other.stderr

@@ -13,6 +13,7 @@ from cdl_jax.deploy.log import UpdateLog, open_log
 from cdl_jax.deploy.replica import Replica, model_factory
 from cdl_jax.errors import ConfigError, LogError, RefusedUpdateError, StoreError
 from cdl_jax.interrupts import Interrupts
+from cdl_jax.wire import signing
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 
@@ -38,6 +39,8 @@ class FollowConfig:
     """Stop at this version. None: follow until interrupted."""
     wait: float = 60.0
     """Seconds to wait for a log that has no snapshot yet."""
+    public_key: str | None = None
+    """PEM file of the trainer's public key: what it did not sign is refused. None checks nothing."""
 
     def checked(self) -> Self:
         """Itself; raises ConfigError for a value that cannot be."""
@@ -71,9 +74,11 @@ def follow(config: FollowConfig) -> FollowSummary:
 
     Raises:
       LogError: when there is no such log, or none appears within `config.wait` seconds.
+      RefusedUpdateError: when the log's first record is not signed by `config.public_key`.
     """
+    key = None if config.public_key is None else signing().read_public_key(config.public_key)
     log = open_first(config.log or "", config.wait)
-    replica = Replica(log, model_factory(config.backend), at=config.at)
+    replica = Replica(log, model_factory(config.backend), at=config.at, key=key)
     summary = FollowSummary(replica.version, "")
     pauses = Pauses()
     with _lines(config.run) as lines, Interrupts() as interrupts:

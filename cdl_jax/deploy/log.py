@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cdl_jax.core.layout import TreeSpec
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import LogError
 
+if TYPE_CHECKING:
+    from cdl_jax.wire.keys import PublicKey, SigningKey
+
 FORMAT = "cdl_jax.log.1"
+_PURPOSE = b"cdl_jax log\0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Manifest:
       config: the settings of the run, for people.
       layout: leaves and slots of each section of its updates, where they are the same in all; a
         replica that compiles its writes does so before the first update comes.
+      signature: 64 bytes, Ed25519 of all above, or nothing.
     """
 
     lineage: bytes
@@ -29,10 +34,27 @@ class Manifest:
     program: dict[str, Any]
     config: dict[str, Any]
     layout: list[Any] = dataclasses.field(default_factory=list)
+    signature: bytes = b""
 
     def to_bytes(self) -> bytes:
         """JSON."""
-        record = {
+        return json.dumps(self._record() | {"signature": self.signature.hex()}, indent=1).encode()
+
+    def signed(self, key: "SigningKey | None") -> "Manifest":
+        """The same with this key's signature; itself for no key."""
+        if key is None:
+            return self
+        return dataclasses.replace(self, signature=key.sign(self._message()))
+
+    def is_signed_by(self, key: "PublicKey") -> bool:
+        """Whether the signature is this key's, for what stands here."""
+        return key.verifies(self.signature, self._message())
+
+    def _message(self) -> bytes:
+        return _PURPOSE + json.dumps(self._record(), sort_keys=True, separators=(",", ":")).encode()
+
+    def _record(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "lineage": self.lineage.hex(),
             "spec": self.spec.to_json(),
@@ -40,7 +62,6 @@ class Manifest:
             "config": self.config,
             "layout": self.layout,
         }
-        return json.dumps(record, indent=1).encode()
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> "Manifest":
@@ -53,7 +74,9 @@ class Manifest:
                 )
             lineage, spec = bytes.fromhex(record["lineage"]), TreeSpec.from_json(record["spec"])
             layout = [[tuple(map(int, places)), int(slots)] for places, slots in record["layout"]]
-            return cls(lineage, spec, dict(record["program"]), dict(record["config"]), layout)
+            signature = bytes.fromhex(record["signature"])
+            settings = dict(record["program"]), dict(record["config"])
+            return cls(lineage, spec, *settings, layout, signature)
         except (KeyError, ValueError, TypeError) as error:
             raise LogError(f"the log's first record cannot be read: {error}") from error
 

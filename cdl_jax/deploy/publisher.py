@@ -5,7 +5,7 @@ import dataclasses
 import json
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from cdl_jax.deploy.outbox import FailurePolicy, Outbox
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import LogError, StoreError
 from cdl_jax.wire import Snapshot, encode_snapshot, encode_update
+
+if TYPE_CHECKING:
+    from cdl_jax.wire.keys import SigningKey
 
 _KEEP_ALL, _STOP = Retention(), FailurePolicy()
 
@@ -31,6 +34,7 @@ class Publisher:
       snapshot_bytes: bytes of updates after which a snapshot comes sooner, or None.
       retention: what is trimmed after a snapshot has been written.
       outbox: what is on its way into the log; `outbox.empty` once all is acknowledged.
+      key: signs all that is published; None for none.
     """
 
     log: UpdateLog
@@ -40,6 +44,7 @@ class Publisher:
     snapshot_bytes: int | None
     retention: Retention
     outbox: Outbox
+    key: "SigningKey | None" = None
     _bytes_since: int = 0  # of updates since the last snapshot
     _told: float = -1.0  # when `tell` last wrote
 
@@ -58,6 +63,7 @@ class Publisher:
         snapshot_bytes: int | None = None,
         retention: Retention = _KEEP_ALL,
         on_failure: FailurePolicy = _STOP,
+        key: "SigningKey | None" = None,
     ) -> "Publisher":
         """Begins a log with a snapshot, or stands at the front of one that the same run began.
 
@@ -75,16 +81,18 @@ class Publisher:
           snapshot_bytes: bytes of updates after which a snapshot comes sooner.
           retention: what to trim; by default nothing.
           on_failure: what to do while the store fails; by default raise at once.
+          key: signs the first record, every update and every snapshot.
 
         Raises:
-          LogError: when the log is of another model, program or configuration.
+          LogError: when the log is of another model, program, configuration or key.
         """
         tensors, spec = _named(deployed)
         layout = [] if example is None else _layout(example)
         mine = Manifest(secrets.token_bytes(16), spec, program or {}, config or {}, layout)
         manifest = log.manifest()
         if manifest is None:
-            log.create(manifest := mine)
+            log.create(manifest := mine.signed(key))
+        _check_key(log, manifest, key)
         for what, own, found in (
             ("model", spec.to_json(), manifest.spec.to_json()),
             ("program", mine.program, manifest.program),
@@ -96,17 +104,20 @@ class Publisher:
                     "a new folder"
                 )
         outbox = Outbox(log, owner, on_failure)
-        publisher = cls(log, owner, manifest, snapshot_every, snapshot_bytes, retention, outbox)
+        publisher = cls(log, owner, manifest, snapshot_every, snapshot_bytes, retention, outbox, key)
         publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
         return publisher
 
     @classmethod
-    def going_on(cls, log: UpdateLog, owner: Ownership) -> "Publisher":
+    def going_on(
+        cls, log: UpdateLog, owner: Ownership, key: "SigningKey | None" = None
+    ) -> "Publisher":
         """For a log that somebody else began, whatever program and configuration it is of."""
         manifest = log.manifest()
         if manifest is None:
             raise LogError(f"the log {log.name} is empty; start a trainer on it first")
-        return cls(log, owner, manifest, 500, None, _KEEP_ALL, Outbox(log, owner, _STOP))
+        _check_key(log, manifest, key)
+        return cls(log, owner, manifest, 500, None, _KEEP_ALL, Outbox(log, owner, _STOP), key)
 
     def publish(self, update: SparseUpdate, deployed: Any = None) -> bytes:
         """Appends one version, and a snapshot where a tree is given; returns the update's bytes.
@@ -125,7 +136,7 @@ class Publisher:
         tensors = None if deployed is None else _named(deployed)[0]
         if tensors is not None:
             self._check(version, tensors, digest)
-        blob = encode_update(update, lineage=self.manifest.lineage)
+        blob = encode_update(update, lineage=self.manifest.lineage, key=self.key)
         self.outbox.update(version, blob)
         self._bytes_since += len(blob)
         if tensors is not None:
@@ -156,11 +167,19 @@ class Publisher:
 
     def _snapshot(self, version: int, tensors: dict[str, np.ndarray], digest: np.ndarray) -> None:
         snapshot = Snapshot(self.manifest.spec, tensors, version, self.manifest.lineage, digest)
-        written = self.outbox.snapshot(version, encode_snapshot(snapshot))
+        written = self.outbox.snapshot(version, encode_snapshot(snapshot, key=self.key))
         self._bytes_since = 0
         if written and self.retention.limited:
             with contextlib.suppress(StoreError):  # it is tried again after the next snapshot
                 self.log.trim(self.retention, self.owner)
+
+
+def _check_key(log: UpdateLog, manifest: Manifest, key: "SigningKey | None") -> None:
+    if manifest.signature != (b"" if key is None else manifest.signed(key).signature):
+        raise LogError(
+            f"the log {log.name} was begun under another signing key, or none; give that one as "
+            "--sign-key"
+        )
 
 
 def _layout(update: SparseUpdate) -> list[Any]:

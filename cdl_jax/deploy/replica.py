@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,7 +15,17 @@ from cdl_jax.deploy.gate import Gate
 from cdl_jax.deploy.log import UpdateLog
 from cdl_jax.deploy.numpy_model import NumpyModel
 from cdl_jax.errors import LogError, RefusedUpdateError
-from cdl_jax.wire import Snapshot, WireError, decode_snapshot, decode_update, read_header
+from cdl_jax.wire import (
+    SignatureError,
+    Snapshot,
+    WireError,
+    decode_snapshot,
+    decode_update,
+    read_header,
+)
+
+if TYPE_CHECKING:
+    from cdl_jax.wire.keys import PublicKey
 
 _LOOK_SECONDS = 0.5  # between looks at the newest snapshot
 _FAR_BEHIND = 2000  # versions; a snapshot is loaded sooner than as many updates
@@ -51,6 +61,7 @@ class Replica:
         *,
         at: int | None = None,
         gate: Gate | None = None,
+        key: "PublicKey | None" = None,
     ):
         """Loads a snapshot of the log.
 
@@ -59,14 +70,22 @@ class Replica:
           make_model: `NumpyModel` or `JaxModel`.
           at: the version to stay at, see `pin`; None follows the log.
           gate: what a version must show before it is served; the first one is not asked.
+          key: must have signed the log's first record, every update and every snapshot; None
+            takes what is unsigned too.
 
         Raises:
           LogError: when the log is empty, its snapshot damaged, or version `at` not in it.
+          RefusedUpdateError: when the first record is not signed by the key.
         """
-        self._log, self._gate = log, gate
+        self._log, self._gate, self._key = log, gate, key
         manifest = log.manifest()
         if manifest is None:
             raise LogError(f"the log {log.name} is empty; start a trainer on it first")
+        if key is not None and not manifest.is_signed_by(key):
+            raise RefusedUpdateError(
+                f"the first record of the log {log.name} is not signed by the public key given",
+                reason="signature",
+            )
         self.lineage, self.manifest = manifest.lineage, manifest
         self.last_error: str | None = None
         self.held_back: str | None = None
@@ -234,7 +253,7 @@ class Replica:
 
     def _snapshot(self, version: int) -> Snapshot:
         try:
-            snapshot = decode_snapshot(self._log.read_snapshot(version))
+            snapshot = decode_snapshot(self._log.read_snapshot(version), key=self._key)
         except WireError as error:
             raise LogError(f"snapshot {version} in {self._log.name}: {error}") from error
         if (snapshot.lineage, snapshot.version) != (self.lineage, version):
@@ -251,7 +270,9 @@ class Replica:
 
         try:
             header = read_header(blob)
-            update = decode_update(blob)
+            update = decode_update(blob, key=self._key)
+        except SignatureError as error:
+            raise refused("signature", error) from error
         except WireError as error:
             raise refused("damaged", error) from error
         if header.lineage != self.lineage:

@@ -11,6 +11,7 @@ from cdl_jax.deploy.log import open_log
 from cdl_jax.deploy.publisher import Publisher
 from cdl_jax.deploy.replica import Replica
 from cdl_jax.errors import ConfigError, LogError
+from cdl_jax.wire import signing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class RollbackConfig:
     """Log of versions: a folder or URL. Its trainer must have stopped."""
     to: int | None = None
     """Version whose content the log's next version gets."""
+    sign_key: str | None = None
+    """PEM file of the key that signs the log; needed where the log is signed."""
 
     def checked(self) -> Self:
         """Itself; raises ConfigError for a value that cannot be."""
@@ -41,18 +44,20 @@ def rollback(config: RollbackConfig) -> str:
       OwnershipError: while a trainer owns the log.
       LogError: when the log does not hold the version, or its head cannot be rebuilt.
     """
+    key = None if config.sign_key is None else signing().read_signing_key(config.sign_key)
+    public = None if key is None else key.public
     log, to = open_log(config.log or ""), config.to or 0
     if log.manifest() is None:
         raise LogError(f"the log {log.name} is empty; there is nothing to go back to")
     with log.claim() as owner:
-        old, newest = Replica(log, at=to), Replica(log)
+        old, newest = Replica(log, at=to, key=public), Replica(log, key=public)
         newest.catch_up()
         if newest.version != log.head():
             raise LogError(f"version {newest.version} is the last that {log.name} still leads to")
         with old.lease() as target, newest.lease() as head:
             version = head.version + 1
             update = difference(old, newest)
-            publisher = Publisher.going_on(log, owner)
+            publisher = Publisher.going_on(log, owner, key)
             publisher.publish(update, target.tree)
     entries = int(update.counts.sum())
     return (

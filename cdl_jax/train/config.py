@@ -55,6 +55,8 @@ class TrainConfig:
     """Stop after so many samples of the stream. None: take all."""
     pace: float | None = None
     """Samples a second at which the stream arrives. None: as fast as they are trained on."""
+    sign_key: str | None = None
+    """PEM file of the key (cdl-jax keygen) that signs the log. None signs nothing."""
     snapshot_every: int = 500
     """Versions between the log's snapshots."""
     snapshot_bytes: int | None = None
@@ -99,7 +101,7 @@ class TrainConfig:
     def bits_depend_on(self) -> dict[str, Any]:
         """The settings that the bits of the log depend on: all but places, pace and length."""
         free = ("data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every")
-        free += ("snapshot_bytes", "keep_versions", "keep_seconds", "keep_bytes")
+        free += ("sign_key", "snapshot_bytes", "keep_versions", "keep_seconds", "keep_bytes")
         free += ("on_log_failure", "log_patience", "log_memory")
         return {name: x for name, x in vars(self).items() if name not in free}
 

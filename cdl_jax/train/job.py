@@ -20,6 +20,7 @@ from cdl_jax.train.initial import Trained, fit
 from cdl_jax.train.loop import ContinuousTrainer
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.strategies import plan
+from cdl_jax.wire import signing
 
 
 def run(config: TrainConfig) -> Summary:
@@ -29,16 +30,17 @@ def run(config: TrainConfig) -> Summary:
       CdlError: in one sentence, what cannot be and how to mend it. Nothing is lost: every
         version that was acknowledged is in the log.
     """
+    key = None if config.sign_key is None else signing().read_signing_key(config.sign_key)
     data = load(config.dataset, data_dir=config.data_dir)
     _check_stream(config, data)
     if jax.default_backend() == "cpu" and not available():
         print("cdl-jax: no fused CPU kernels here (no C++ compiler at install): XLA's are slower",
               file=sys.stderr)  # fmt: skip
     if config.log is None:
-        return _trained(config, data, None, None)
+        return _trained(config, data)
     log = open_log(config.log, create=True)
     with log.claim() as owner:
-        return _trained(config, data, log, owner)
+        return _trained(config, data, log, owner, key)
 
 
 def program() -> dict[str, Any]:
@@ -55,7 +57,11 @@ def program() -> dict[str, Any]:
 
 
 def _trained(
-    config: TrainConfig, data: ImageData, log: UpdateLog | None, owner: Ownership | None
+    config: TrainConfig,
+    data: ImageData,
+    log: UpdateLog | None = None,
+    owner: Ownership | None = None,
+    key: Any = None,
 ) -> Summary:
     records = Records(config.run)
     try:
@@ -75,6 +81,7 @@ def _trained(
                 snapshot_bytes=config.snapshot_bytes,
                 retention=config.retention(),
                 on_failure=config.failure_policy(),
+                key=key,
             )
         with Bar(config.strategy, trainer.stream_size) as bar:
             summary = trainer.run(bar)

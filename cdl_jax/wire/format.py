@@ -25,10 +25,10 @@ import xxhash
 
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.wire.codec import CODES, DTYPES, Piece, decode_body, encode_body
-from cdl_jax.wire.error import WireError
+from cdl_jax.wire.error import SignatureError, WireError
 
 if TYPE_CHECKING:  # needs cryptography, which signing alone asks for
-    from cdl_jax.wire.signing import PublicKey, SigningKey
+    from cdl_jax.wire.keys import PublicKey, SigningKey
 
 MAGIC = b"\x89CDLJX\r\n"
 FORMAT = 2
@@ -132,9 +132,9 @@ def _check_signature(opened: _Opened, key: "PublicKey | None") -> None:
     if key is None:
         return
     if not opened.signature:
-        raise WireError("it is not signed, and this reader was given a public key")
+        raise SignatureError("it is not signed, and this reader was given a public key")
     if not key.verifies(opened.signature, _PURPOSE + opened.signed):
-        raise WireError("its signature is not by the public key that this reader was given")
+        raise SignatureError("its signature is not by the public key that this reader was given")
 
 
 def _scale(piece: Piece) -> np.float32 | None:

@@ -1,12 +1,14 @@
 """A whole deployed tree as bytes: a safetensors file that any of its readers opens.
 
 The tensors stand under their canonical paths. The metadata holds `format`, `version`, `digest`,
-`lineage`, `spec` (paths, shapes, dtypes) and `seal`, the xxh3-128 of these five.
+`lineage`, `spec` (paths, shapes, dtypes) and `seal`, the xxh3-128 of these five; a `signature`
+is of these five and of the SHA-256 of every tensor.
 """
 
 import dataclasses
+import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -15,9 +17,13 @@ import xxhash
 
 from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import TreeSpec, dtype_of
-from cdl_jax.wire.error import WireError
+from cdl_jax.wire.error import SignatureError, WireError
+
+if TYPE_CHECKING:
+    from cdl_jax.wire.keys import PublicKey, SigningKey
 
 FORMAT = "cdl_jax.snapshot.1"
+_PURPOSE = b"cdl_jax snapshot\0"
 _FIELDS = ("format", "version", "digest", "lineage", "spec")
 
 
@@ -40,8 +46,8 @@ class Snapshot:
     digest: np.ndarray
 
 
-def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """A snapshot as bytes."""
+def encode_snapshot(snapshot: Snapshot, *, key: "SigningKey | None" = None) -> bytes:
+    """A snapshot as bytes, signed where there is a key."""
     metadata = {
         "format": FORMAT,
         "version": str(snapshot.version),
@@ -53,14 +59,21 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
     tensors = {name: np.ascontiguousarray(x) for name, x in snapshot.tensors.items()}
     for name, like in snapshot.tensors.items():
         tensors[name] = tensors[name].reshape(like.shape)  # ascontiguousarray makes 0-d 1-d
+    if key is not None:
+        metadata["signature"] = key.sign(_message(metadata, tensors)).hex()
     return safetensors.numpy.save(tensors, metadata)
 
 
-def decode_snapshot(blob: bytes) -> Snapshot:
+def decode_snapshot(blob: bytes, *, key: "PublicKey | None" = None) -> Snapshot:
     """Inverse of `encode_snapshot`; recomputes the digest over every entry.
 
+    Args:
+      blob: the bytes.
+      key: must have signed them. None takes signed and unsigned ones alike.
+
     Raises:
-      WireError: when the bytes are cut, damaged or foreign, or the digest differs.
+      WireError: when the bytes are cut, damaged or foreign, not signed by the key, or the
+        digest differs.
     """
     blob = bytes(blob)
     metadata = _metadata(blob)
@@ -69,10 +82,13 @@ def decode_snapshot(blob: bytes) -> Snapshot:
         lineage, version = bytes.fromhex(metadata["lineage"]), int(metadata["version"])
         expected = digests.from_hex(metadata["digest"])
         tensors = _tensors(blob, spec)
+        signature = bytes.fromhex(metadata.get("signature", ""))
     except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise WireError(f"the snapshot is damaged: {error}") from error
     if not np.array_equal(digests.numpy_digest(tensors), expected):
         raise WireError(f"the snapshot of version {version} does not have its digest: damaged")
+    if key is not None and not key.verifies(signature, _message(metadata, tensors)):
+        raise SignatureError(f"the snapshot of version {version} is not signed by the key given")
     return Snapshot(spec, tensors, version, lineage, expected)
 
 
@@ -100,5 +116,14 @@ def _metadata(blob: bytes) -> dict[str, Any]:
 
 
 def _seal(metadata: dict[str, str]) -> str:
-    text = "".join(f"{field}={metadata[field]}\n" for field in _FIELDS)
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return xxhash.xxh3_128_hexdigest(_lines(metadata))
+
+
+def _lines(metadata: dict[str, str]) -> bytes:
+    return "".join(f"{field}={metadata[field]}\n" for field in _FIELDS).encode()
+
+
+def _message(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> bytes:
+    """What is signed."""
+    hashes = [hashlib.sha256(tensors[name].tobytes()).digest() for name in sorted(tensors)]
+    return b"".join([_PURPOSE, _lines(metadata), *hashes])

@@ -85,7 +85,7 @@ def numbers(values, scale):
 def main():
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from cdl_jax.wire.signing import SigningKey
+    from cdl_jax.wire.keys import SigningKey
 
     key = SigningKey(Ed25519PrivateKey.from_private_bytes(PRIVATE))
     FOLDER.mkdir(exist_ok=True)

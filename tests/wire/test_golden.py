@@ -44,7 +44,7 @@ def test_the_golden_files_are_all_there():
 def test_the_golden_signature_is_its_keys():
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from cdl_jax.wire.signing import SigningKey
+    from cdl_jax.wire.keys import SigningKey
 
     key = SigningKey(Ed25519PrivateKey.from_private_bytes(PRIVATE))
     blob = (FOLDER / "signed.update").read_bytes()
