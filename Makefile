@@ -5,7 +5,7 @@ DATASET ?= digits
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint bench mnist-paired mnist-digests clean
+.PHONY: demo test lint bench mnist-paired mnist-digests fuzz clean
 
 $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ mnist-paired: $(READY)
 mnist-digests: $(READY)
 	$(BIN)/python -m experiments.mnist_digests --backend numpy
 	$(BIN)/python -m experiments.mnist_digests --backend jax
+
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,fuzz]'
+	$(BIN)/python -m experiments.fuzz
 
 clean:
 	rm -rf $(VENV) runs build

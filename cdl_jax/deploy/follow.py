@@ -40,7 +40,7 @@ class FollowConfig:
     wait: float = 60.0
     """Seconds to wait for a log that has no snapshot yet."""
     public_key: str | None = None
-    """PEM file of the trainer's public key: what it did not sign is refused. None checks nothing."""
+    """PEM file of the trainer's public key: what it did not sign is refused. None: no check."""
 
     def checked(self) -> Self:
         """Itself; raises ConfigError for a value that cannot be."""

@@ -104,7 +104,9 @@ class Publisher:
                     "a new folder"
                 )
         outbox = Outbox(log, owner, on_failure)
-        publisher = cls(log, owner, manifest, snapshot_every, snapshot_bytes, retention, outbox, key)
+        publisher = cls(
+            log, owner, manifest, snapshot_every, snapshot_bytes, retention, outbox, key
+        )
         publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
         return publisher
 

@@ -1,0 +1,34 @@
+"""The short form of `make fuzz`."""
+
+import pytest
+
+from cdl_jax.wire import WireError, decode_update, values
+from experiments import fuzz
+
+
+def test_mutants_are_refused_or_the_one_form_of_what_they_say():
+    result = fuzz.mutants(1500, seed=7)
+    assert result["raw_accepted"] == 0
+    assert result["mended_canonical"] > 100  # both outcomes are exercised
+    assert result["mended_refused"] > 500
+
+
+def test_what_would_pass_a_careless_decoder_is_found(monkeypatch):
+    blob = next(b for b in fuzz.corpus() if b[fuzz.HEADER :][:1] == b"\1")
+    assert fuzz.accepted(fuzz.mended(blob))
+    monkeypatch.setattr("cdl_jax.wire.codec.encode_body", lambda pieces: b"")
+    with pytest.raises(WireError, match="one form"):
+        decode_update(fuzz.mended(blob))
+
+
+def test_an_allocation_past_the_bound_is_found(monkeypatch):
+    blob = fuzz.corpus()[0]
+    decode = values.decode
+
+    def careless(*arguments, **options):
+        bytearray(64 << 20)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(values, "decode", careless)
+    with pytest.raises(AssertionError, match="were allocated"):
+        fuzz.allocation(blob)
