@@ -114,8 +114,8 @@ def numpy_decode(data: bytes, at: int, count: int) -> tuple[np.ndarray, int]:
     if form > FIXED + 32:
         raise WireError("numbers are of an unknown form")
     if form > FIXED:
-        parameters = np.full(_blocks(count), form - FIXED)
-        return _unpack(data, at, count, parameters)
+        fixed, at = _unpack(data, at, count, np.full(_blocks(count), form - FIXED))
+        return fixed.astype(np.uint32), at
     if form == BLOCKS:
         parameters, at = _read_parameters(data, at, _blocks(count))
     else:

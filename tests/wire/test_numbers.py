@@ -68,7 +68,7 @@ def test_streams_are_those_written_number_by_number_and_come_back(values):
         assert encode(array) == expected
     for decode in (numbers.decode, numbers.numpy_decode):
         back, end = decode(b"ab" + expected + b"c", 2, len(values))
-        assert (back.tolist(), end) == (values, 2 + len(expected))
+        assert (back.tolist(), back.dtype, end) == (values, np.uint32, 2 + len(expected))
 
 
 @pytest.mark.parametrize("spread", [1, 5, 40, 3000])
