@@ -24,6 +24,7 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,bench]'
 	$(BIN)/python -m experiments.bench
 
 mnist-paired: $(READY)

@@ -172,14 +172,14 @@ def bombs() -> Iterator[bytes]:
     filler = bytes([255]) * 40_000
     for kind in (0, 4, 32, 64, 96, 128 + 4, 128 + 64 + 4, 12, 3):
         for count in (8 * len(filler) - 200, 4 * len(filler), len(filler), 2**31 - 1, 2**40):
+            number = np.array([min(count, 2**32) - 1], np.uint32)
             for head in (b"\0", b"\2", b"", b"\0\0", b"\x21", b"\2\x21", b"\1\0\x21\0", b"\x40"):
                 leaves = bytes([1, 0, 2 if kind & 32 else 1])
                 scale = b"\x7f" if kind & 128 else b""
-                yield of_body(
-                    b"\1" + bytes([kind]) + leaves + varint(count) + scale + head + filler
-                )
-    yield of_body(b"\1\x20\1\0" + varint(131_071) + filler)
-    yield of_body(b"\1\0\1\0" + varint(131_071) + b"\1" * 131_071 + filler)
+                counts = numbers.encode(number)
+                yield of_body(bytes([kind]) + leaves + counts + scale + head + filler)
+    yield of_body(b"\x20\1\0" + varint(131_071) + filler)
+    yield of_body(b"\0\1\0" + varint(131_071) + b"\x21" + bytes(16_384) + filler)
 
 
 def allocation(blob: bytes) -> float:

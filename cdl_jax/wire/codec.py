@@ -5,14 +5,13 @@ over several leaves. Positions and values of all its sections are coded together
 and `values`. Sections without entries are left out.
 """
 
-import dataclasses
-import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from cdl_jax.core.layout import dtype_of
-from cdl_jax.wire import positions, values
+from cdl_jax.wire import numbers, positions, values
 from cdl_jax.wire.error import WireError
 from cdl_jax.wire.numbers import MAX_POSITION, varint
 
@@ -26,8 +25,7 @@ SHARED, DENSE, SCALED = 32, 64, 128
 MAX_LEAVES = 1 << 17
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Piece:
+class Piece(NamedTuple):
     """One section with its padding gone.
 
     Attributes:
@@ -52,13 +50,12 @@ class Piece:
 
 def encode_body(pieces: Sequence[Piece]) -> bytes:
     """Pieces, ascending by their first leaf, as bytes."""
-    groups = _grouped(pieces)
-    out = [varint(len(groups))]
-    last = -1
-    for kind, group in groups:
+    out, last = [], -1
+    for kind, group in _grouped(pieces):
         leaves = [leaf for piece in group for leaf in piece.leaves]
-        counts = [piece.positions.size for piece in group]
-        out += [bytes([kind]), _stretches(leaves, last), *map(varint, counts)]
+        counts = np.array([piece.positions.size for piece in group])
+        out += [bytes([kind]), _stretches(leaves, last)]
+        out.append(numbers.encode((counts - 1).astype(np.uint32)))
         last = leaves[-1]
         if kind & SCALED:
             out.append(bytes([piece.scale or 0 for piece in group]))
@@ -78,11 +75,11 @@ def decode_body(body: bytes) -> list[Piece]:
     reader = _Reader(body)
     pieces: list[Piece] = []
     last = -1
-    for _ in range(reader.varint("number of groups", len(body))):
+    while reader.at < len(body):
         pieces += _read_group(reader, last)
         last = pieces[-1].leaves[-1]
     # One content has one form, and the encoder says which.
-    if reader.left or encode_body(pieces) != body:
+    if encode_body(pieces) != body:
         raise WireError("the body is not in the one form that its content has")
     return pieces
 
@@ -103,13 +100,14 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _stretches(leaves: list[int], last: int) -> bytes:
-    steps = np.diff(np.asarray(leaves), prepend=last)
-    starts = np.flatnonzero(np.r_[True, steps[1:] != 1])
-    takes = np.diff(np.r_[starts, len(leaves)])
-    parts = [varint(len(starts))]
-    for start, take in zip(starts, takes, strict=True):
-        parts += [varint(int(steps[start]) - 1), varint(int(take))]
-    return b"".join(parts)
+    steps = np.diff(leaves, prepend=last)
+    apart = steps != 1
+    apart[0] = True
+    starts = np.flatnonzero(apart)
+    takes = np.diff(starts, append=len(leaves)).tolist()
+    skips = (steps[starts] - 1).tolist()
+    pairs = [varint(number) for pair in zip(skips, takes, strict=True) for number in pair]
+    return b"".join([varint(len(takes)), *pairs])
 
 
 def _read_group(reader: "_Reader", last: int) -> list[Piece]:
@@ -118,11 +116,12 @@ def _read_group(reader: "_Reader", last: int) -> list[Piece]:
         raise WireError(f"a group is of unknown kind {kind}")
     leaves = _read_leaves(reader, last)
     owners = [tuple(leaves)] if kind & SHARED else [(leaf,) for leaf in leaves]
+    less, reader.at = numbers.decode(reader.data, reader.at, len(owners))
+    counts = less.astype(np.int64) + 1
+    total = int(counts.sum())
     # Every entry takes a bit or more of the positions or of the values.
-    most = min(8 * reader.left, MAX_POSITION)
-    counts = [reader.varint("count", most, least=1) for _ in owners]
-    if sum(counts) > 8 * reader.left:
-        raise WireError(f"{sum(counts)} entries are announced, more than {reader.left} bytes hold")
+    if total > min(8 * reader.left, MAX_POSITION):
+        raise WireError(f"{total} entries are announced, more than {reader.left} bytes hold")
     scales: Sequence[int | None] = [None] * len(owners)
     if kind & SCALED:
         scales = list(reader.take(len(owners), "scales"))
@@ -130,13 +129,11 @@ def _read_group(reader: "_Reader", last: int) -> list[Piece]:
             raise WireError("a scale is outside 2^-126 to 2^127")
     at, reader.at = positions.decode(reader.data, reader.at, counts, dense=bool(kind & DENSE))
     dtype = dtype_of(DTYPES[kind % SHARED])
-    new, reader.at = values.decode(
-        reader.data, reader.at, sum(counts), dtype, levels=bool(kind & SCALED)
-    )
-    stops = list(itertools.accumulate(counts))
+    new, reader.at = values.decode(reader.data, reader.at, total, dtype, levels=bool(kind & SCALED))
+    stops = np.cumsum(counts).tolist()
     return [
-        Piece(owner, at[stop - k : stop], new[stop - k : stop], scale)
-        for owner, k, stop, scale in zip(owners, counts, stops, scales, strict=True)
+        Piece(owner, at[start:stop], new[start:stop], scale)
+        for owner, start, stop, scale in zip(owners, [0, *stops[:-1]], stops, scales, strict=True)
     ]
 
 

@@ -58,25 +58,25 @@ def decode(data: bytes, at: int, count: int) -> tuple[np.ndarray, int]:
     return np.frombuffer(raw, np.uint32), end
 
 
-def encode_gaps(positions: np.ndarray, counts: list[int]) -> bytes:
+def encode_gaps(positions: np.ndarray, counts: np.ndarray) -> bytes:
     """The gaps p[i] - p[i-1] - 1 of int32 positions, in sections that each start at p[-1] = -1."""
     if _codec is not None:
-        return _codec.encode_gaps(np.ascontiguousarray(positions), np.array(counts, np.int32))
+        return _codec.encode_gaps(np.ascontiguousarray(positions), counts.astype(np.int32))
     return numpy_encode_gaps(positions, counts)
 
 
-def decode_gaps(data: bytes, at: int, counts: list[int]) -> tuple[np.ndarray, int]:
+def decode_gaps(data: bytes, at: int, counts: np.ndarray) -> tuple[np.ndarray, int]:
     """Inverse of `encode_gaps`, int32, and the place behind; bounded and refusing as `decode`."""
     if _codec is None:
         return numpy_decode_gaps(data, at, counts)
     try:
-        raw, end = _codec.decode_gaps(data, at, np.array(counts, np.int32))
+        raw, end = _codec.decode_gaps(data, at, counts.astype(np.int32))
     except ValueError as error:
         raise WireError(str(error)) from None
     return np.frombuffer(raw, np.int32), end
 
 
-def numpy_encode_gaps(positions: np.ndarray, counts: list[int]) -> bytes:
+def numpy_encode_gaps(positions: np.ndarray, counts: np.ndarray) -> bytes:
     """`encode_gaps` in NumPy alone."""
     starts = _starts(counts)
     gaps = np.diff(positions, prepend=np.int32(-1))
@@ -85,9 +85,9 @@ def numpy_encode_gaps(positions: np.ndarray, counts: list[int]) -> bytes:
     return numpy_encode(gaps.view(np.uint32))
 
 
-def numpy_decode_gaps(data: bytes, at: int, counts: list[int]) -> tuple[np.ndarray, int]:
+def numpy_decode_gaps(data: bytes, at: int, counts: np.ndarray) -> tuple[np.ndarray, int]:
     """`decode_gaps` in NumPy alone."""
-    gaps, at = numpy_decode(data, at, sum(counts))
+    gaps, at = numpy_decode(data, at, int(counts.sum()))
     after = np.cumsum(gaps, dtype=np.int64) + np.arange(1, gaps.size + 1)
     starts = _starts(counts)
     positions = after - 1 - np.repeat(np.where(starts > 0, after[starts - 1], 0), counts)
@@ -129,9 +129,9 @@ def numpy_decode(data: bytes, at: int, count: int) -> tuple[np.ndarray, int]:
     return numbers.astype(np.uint32), at + size
 
 
-def _starts(counts: list[int]) -> np.ndarray:
+def _starts(counts: np.ndarray) -> np.ndarray:
     """Where each section begins."""
-    return np.cumsum(np.r_[0, np.asarray(counts[:-1], np.int64)])
+    return np.cumsum(counts) - counts
 
 
 def _blocks_form(numbers: np.ndarray) -> bytes:

@@ -1,9 +1,9 @@
 """Positions of a group's sections: gaps between those present, or between those absent.
 
 A sparse group's stream (see `numbers`) holds p[i] - p[i-1] - 1 for all its sections in turn,
-each starting at p[-1] = -1. A dense one has a varint per section, how many positions between 0
-and its last one are absent; then the gaps of these, counted over the sections' ranges put end to
-end. A whole leaf, or a run, has no absent ones and takes a byte.
+each starting at p[-1] = -1. A dense one has a stream with, per section, how many positions between
+0 and its last one are absent; then the gaps of these, counted over the sections' ranges put end
+to end. A whole leaf, or a run, has no absent ones and takes next to nothing.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def is_dense(positions: np.ndarray) -> bool:
     return k >= MIN_DENSE and 3 * k > 2 * (int(positions[-1]) + 1)
 
 
-def encode(positions: np.ndarray, counts: list[int], *, dense: bool) -> bytes:
+def encode(positions: np.ndarray, counts: np.ndarray, *, dense: bool) -> bytes:
     """Positions int32, those of each section ascending, as bytes."""
     if not dense:
         return numbers.encode_gaps(positions, counts)
@@ -29,13 +29,13 @@ def encode(positions: np.ndarray, counts: list[int], *, dense: bool) -> bytes:
     there = np.zeros(int(spans.sum()), bool)
     there[positions + np.repeat(_before(spans), counts)] = True
     absent = np.flatnonzero(~there)
-    head = b"".join(numbers.varint(int(n)) for n in spans - counts)
+    head = numbers.encode((spans - counts).astype(np.uint32))
     if not absent.size:
         return head
     return head + numbers.encode((np.diff(absent, prepend=-1) - 1).astype(np.uint32))
 
 
-def decode(data: bytes, at: int, counts: list[int], *, dense: bool) -> tuple[np.ndarray, int]:
+def decode(data: bytes, at: int, counts: np.ndarray, *, dense: bool) -> tuple[np.ndarray, int]:
     """Inverse of `encode`, int32, and the place behind; allocates O(sum(counts) + left).
 
     Raises:
@@ -46,15 +46,12 @@ def decode(data: bytes, at: int, counts: list[int], *, dense: bool) -> tuple[np.
     return numbers.decode_gaps(data, at, counts)
 
 
-def _decode_dense(data: bytes, at: int, counts: list[int]) -> tuple[np.ndarray, int]:
-    missing = []
-    for _ in counts:
-        number, at = numbers.read_varint(data, at)
-        missing.append(number)
-    total = sum(missing)
-    if 2 * total >= sum(counts):
-        raise WireError(f"{total} positions are absent in a dense group of {sum(counts)}")
-    spans = np.add(counts, missing)
+def _decode_dense(data: bytes, at: int, counts: np.ndarray) -> tuple[np.ndarray, int]:
+    missing, at = numbers.decode(data, at, counts.size)
+    total, present = int(missing.sum(dtype=np.int64)), int(counts.sum())
+    if 2 * total >= present:
+        raise WireError(f"{total} positions are absent in a dense group of {present}")
+    spans = counts + missing
     there = np.ones(int(spans.sum()), bool)
     if total:
         gaps, at = numbers.decode(data, at, total)

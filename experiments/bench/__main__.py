@@ -4,7 +4,8 @@
     python -m experiments.bench --quick      LeNet5 and n = 1e6 alone, two minutes
 
 Each benchmark is a process of its own; its JSON lines go to one file, named after the device.
-The dense step's PyTorch columns need `pip install 'cdl_jax[torch]'`, else they are left out.
+The dense step's PyTorch columns need `pip install 'cdl_jax[torch]'`, else they are left out; the
+wire's other codecs need `pip install 'cdl_jax[bench]'`, which `make bench` does.
 """
 
 import argparse
@@ -21,12 +22,14 @@ MODELS = ["lenet5", "resnet18", "mobilenet_v2", "resnet50", "densenet161"]
 FULL = {
     "selection": [["--n", "1e5", "1e6", "1e7", "1e8", "--finite"]],
     "apply": [[]],
+    "wire": [[]],
     "sparse_step": [["--model", model] for model in MODELS],
     "dense_step": [["--model", model] for model in MODELS],
 }
 QUICK = {
     "selection": [["--n", "1e6"]],
     "apply": [["--n", "1e6", "--k", "1e3"]],
+    "wire": [["--models", "lenet5"]],
     "sparse_step": [["--model", "lenet5"]],
     "dense_step": [["--model", "lenet5"]],
 }

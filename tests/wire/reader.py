@@ -26,10 +26,9 @@ def read(blob):
     assert (magic, form, len(blob)) == (b"\x89CDLJX\r\n", 2, 72 + size + 64 * flags + 16)
     body = Bytes(blob[72 : 72 + size])
     sections, leaf = [], -1
-    for _ in range(body.varint()):
+    while body.at < size:
         sections += group(body, leaf)
         leaf = sections[-1]["leaves"][-1]
-    assert body.at == size
     return {
         "fingerprint": fingerprint.hex(), "lineage": lineage.hex(), "base": base,
         "version": version, "digest": list(struct.unpack("<4I", digest)), "sections": sections,
@@ -45,10 +44,11 @@ def group(body, leaf):
         leaves += range(first, first + body.varint())
         leaf = leaves[-1]
     owners = [leaves] if kind & SHARED else [[x] for x in leaves]
-    counts = [body.varint() for _ in owners]
+    counts = numbers(body, len(owners)) + 1
     scales = [2.0 ** (body.byte() - 127) if kind & SCALED else None for _ in owners]
     positions = dense(body, counts) if kind & DENSE else sparse(body, counts)
-    values = levels(body, sum(counts)) if kind & SCALED else bits(body, sum(counts), kind % SHARED)
+    total = int(counts.sum())
+    values = levels(body, total) if kind & SCALED else bits(body, total, kind % SHARED)
     stops = np.cumsum(counts)
     return [
         {
@@ -60,16 +60,16 @@ def group(body, leaf):
 
 
 def sparse(body, counts):
-    gaps = np.split(numbers(body, sum(counts)), np.cumsum(counts)[:-1])
+    gaps = np.split(numbers(body, int(counts.sum())), np.cumsum(counts)[:-1])
     return np.concatenate([np.cumsum(g + 1) - 1 for g in gaps])
 
 
 def dense(body, counts):
-    absent = [body.varint() for _ in counts]
-    spans = np.add(counts, absent)
+    absent = numbers(body, counts.size)
+    spans = counts + absent
     there = np.ones(spans.sum(), bool)
-    if sum(absent):
-        there[np.cumsum(numbers(body, sum(absent)) + 1) - 1] = False
+    if absent.any():
+        there[np.cumsum(numbers(body, int(absent.sum())) + 1) - 1] = False
     return np.concatenate([np.flatnonzero(t) for t in np.split(there, np.cumsum(spans)[:-1])])
 
 

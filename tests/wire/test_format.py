@@ -43,9 +43,9 @@ def test_a_body_written_by_hand():
     update = make_update([((2,), 10, 0, "float32"), ((5,), 10, 2, "float32")])
     update.indices[1][:] = [3, 8]
     blob = encode_update(update)
-    # 1 group; float32; 1 stretch: 5 leaves skipped, 1 taken; 2 entries; gaps 3, 4 in fixed width
-    # 3, from the lowest bit up; raw values.
-    expected = bytes([1, 0, 1, 5, 1, 2, 32 + 3, 0b100_011, 0])
+    # Float32; 1 stretch: 5 leaves skipped, 1 taken; 2 entries less 1, in fixed width 1; gaps 3, 4
+    # in fixed width 3, from the lowest bit up; raw values.
+    expected = bytes([0, 1, 5, 1, 32 + 1, 1, 32 + 3, 0b100_011, 0])
     assert blob[72:-16] == expected + update.values[1].tobytes()
 
 

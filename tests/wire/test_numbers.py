@@ -86,7 +86,7 @@ def test_long_streams_are_the_same_natively_and_in_numpy(spread):
 @given(st.lists(st.lists(st.integers(0, 9000), min_size=1, unique=True), min_size=1, max_size=9))
 @settings(deadline=None)
 def test_gaps_come_back_and_are_the_same_natively_and_in_numpy(sections):
-    counts = [len(s) for s in sections]
+    counts = np.array([len(s) for s in sections])
     positions = np.array([p for s in sections for p in sorted(s)], np.int32)
     blob = numbers.encode_gaps(positions, counts)
     assert blob == numbers.numpy_encode_gaps(positions, counts)
@@ -114,9 +114,9 @@ def test_what_holds_no_such_numbers_is_refused(blob, count):
 @pytest.mark.parametrize("decode", [numbers.decode_gaps, numbers.numpy_decode_gaps])
 def test_positions_past_31_bits_are_refused(decode):
     blob = numbers.encode(np.array([2**31 - 2, 0, 0], np.uint32))
-    assert decode(blob, 0, [2, 1])[0].tolist() == [2**31 - 2, 2**31 - 1, 0]
+    assert decode(blob, 0, np.array([2, 1]))[0].tolist() == [2**31 - 2, 2**31 - 1, 0]
     with pytest.raises(WireError, match="past 2\\^31 - 1"):
-        decode(blob, 0, [3])
+        decode(blob, 0, np.array([3]))
 
 
 def test_the_native_form_is_the_one_that_runs_here():
@@ -132,4 +132,4 @@ def test_uniform_positions_cost_at_most_a_hundredth_more_than_their_entropy(dens
     floor = (
         n * -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) - np.log2(2 * np.pi * n * p * (1 - p)) / 2
     )
-    assert 8 * len(numbers.encode_gaps(positions, [k])) < 1.01 * floor
+    assert 8 * len(numbers.encode_gaps(positions, np.array([k]))) < 1.01 * floor
