@@ -13,6 +13,7 @@ from cdl_jax.deploy.follow import open_first
 from cdl_jax.deploy.log import UpdateLog
 from cdl_jax.deploy.replica import Replica, model_factory
 from cdl_jax.errors import ConfigError
+from cdl_jax.wire import signing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class ServeConfig:
     """Port to listen on; 0 takes a free one."""
     backend: Literal["numpy", "jax"] = "jax"
     """Where the model lies; numpy for a predict function that needs no JAX."""
+    public_key: str | None = None
+    """PEM file of the trainer's public key; what it did not sign is refused. None: no check."""
     predict: str | None = None
     """MODULE:FUNCTION called with (params, model_state, inputs). None: the model that the log's
     first record names."""
@@ -74,10 +77,11 @@ def serve(config: ServeConfig) -> None:
       LogError: when there is no such log.
       ConfigError: when the model cannot be served, or the address not be listened on.
     """
+    key = None if config.public_key is None else signing().read_public_key(config.public_key)
     token = None if config.token_file is None else _token(config.token_file)
     with _listening(config.host, config.port) as sock:
         log = open_first(config.log or "", config.wait)
-        replica = Replica(log, model_factory(config.backend), at=config.at)
+        replica = Replica(log, model_factory(config.backend), at=config.at, key=key)
         with application(config, log, replica, token) as app:
             host, port = sock.getsockname()[:2]
             print(f"cdl-jax: serving version {replica.version} on http://{host}:{port}", flush=True)
