@@ -1,5 +1,6 @@
 """A deployed tree in NumPy: one arena for each width of entry, with a view per leaf."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ class NumpyModel:
         self._offsets = np.zeros(len(self._widths), np.int64)
         self._arenas = {width: self._arena(width) for width in set(self._widths)}
         self._views = {leaf.name: self._view(i) for i, leaf in enumerate(self.spec.leaves)}
+        self._planned: tuple[SparseUpdate, list[Writes]] | None = None  # the last one's
         self.load(snapshot.tensors)
 
     def prepare(self, layout: list[Any]) -> None:
@@ -82,30 +84,47 @@ class NumpyModel:
         return view
 
     def _writes(self, update: SparseUpdate) -> list[Writes]:
-        parts: dict[int, list[tuple[np.ndarray, ...]]] = {}
-        for places, indices, values in zip(
-            update.sections, update.indices, update.values, strict=True
-        ):
-            bits = np.asarray(values).view(f"u{values.dtype.itemsize}")
-            leaf, within = self._locate(places, indices)
-            at = self._offsets[leaf] + within
-            for width in {self._widths[i] for i in places}:
-                mine = np.asarray([self._widths[i] == width for i in range(len(self._widths))])
-                pick = slice(None) if len(places) == 1 else mine[leaf]
-                part = (at[pick], bits[pick].astype(f"u{width}"), leaf[pick], within[pick])
-                parts.setdefault(width, []).append(part)
+        if self._planned is None or self._planned[0] is not update:
+            self._planned = update, self._plan(update)
+        return self._planned[1]
+
+    def _plan(self, update: SparseUpdate) -> list[Writes]:
+        sections = list(zip(update.sections, update.indices, update.values, strict=True))
+        rows: dict[int, list[tuple[np.ndarray, ...]]] = {}
+        for width in sorted(self._arenas):
+            mine = [x for x in sections if len(x[0]) == 1 and self._widths[x[0][0]] == width]
+            if mine:
+                rows[width] = [self._single(width, mine)]
+        for places, indices, values in sections:
+            if len(places) > 1:
+                for width, row in self._shared(places, indices, values):
+                    rows.setdefault(width, []).append(row)
         return [
-            Writes(width, *(np.concatenate(column) for column in zip(*rows, strict=True)))
-            for width, rows in parts.items()
+            Writes(width, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+            for width, parts in rows.items()
         ]
 
-    def _locate(self, places: tuple[int, ...], indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _single(self, width: int, sections: list[Any]) -> tuple[np.ndarray, ...]:
+        """Sections of one leaf each, all at once: a call per leaf would cost more than its work."""
+        within = np.concatenate([indices for _, indices, _ in sections]).astype(np.int64)
+        bits = np.concatenate([values.view(f"u{width}") for _, _, values in sections])
+        sizes = [indices.size for _, indices, _ in sections]
+        leaf = np.repeat([places[0] for places, _, _ in sections], sizes)
+        return self._offsets[leaf] + within, bits, leaf, within
+
+    def _shared(
+        self, places: tuple[int, ...], indices: np.ndarray, values: np.ndarray
+    ) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        """A section over several leaves, by the width of their entries."""
         positions = np.asarray(indices).astype(np.int64)
-        if len(places) == 1:
-            return np.full(positions.size, places[0]), positions
         starts = ends([self.spec.leaves[i].size for i in places])[:-1]
         which = np.searchsorted(starts, positions, side="right") - 1
-        return np.asarray(places)[which], positions - starts[which]
+        leaf, within = np.asarray(places)[which], positions - starts[which]
+        at, bits = self._offsets[leaf] + within, values.view(f"u{values.dtype.itemsize}")
+        widths = np.asarray(self._widths)[leaf]
+        for width in {self._widths[i] for i in places}:
+            pick = widths == width
+            yield width, (at[pick], bits[pick].astype(f"u{width}"), leaf[pick], within[pick])
 
     def _change(self, writes: Writes, old: np.ndarray) -> np.ndarray:
         words = max(1, writes.width // 4)

@@ -1,0 +1,1 @@
+"""Deployment: the fault campaign, serving under load, freshness, fan-out, catching up."""

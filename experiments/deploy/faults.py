@@ -1,0 +1,319 @@
+"""Trainer, replicas and store killed or broken at random instants, in hundreds of seeded runs.
+
+    python -m experiments.deploy.faults            500 runs (make faults), about 15 minutes
+    python -m experiments.deploy.faults --runs 8   as the tests do
+
+Each run is a writer process, two replica processes with a reader in each, and a store: a folder,
+or a real redis-server. Faults come at random instants; a supervisor starts again what has ended,
+and does nothing else. In every run it must hold that
+
+    1. no version that was acknowledged is lost: the log leads to it, with the bytes' own digest;
+    2. no reader was ever served a tensor that is not the version's, by the full digest;
+    3. all replicas end at the last version, with the trainer's digest;
+    4. one process alone wrote, and nobody mended anything by hand.
+
+Expected: 0 failures. Processes are forked from one that has loaded everything and used nothing.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import rich.progress
+import tyro
+
+import cdl_jax.core.tree  # loaded before the forks, as the next one
+import cdl_jax.deploy.redis_log  # noqa: F401
+from cdl_jax.core import digest as digests
+from cdl_jax.deploy import Replica, open_log
+from experiments.deploy import fault_actors as actors
+from experiments.deploy.broker import Broker
+from experiments.runs import save
+
+PATIENCE = 60.0
+KINDS = (
+    "kill writer",
+    "kill replica",
+    "kill both",
+    "full disk",
+    "clock jump",
+    "second writer",
+    "writer stands still",
+    "store away",
+    "broker killed",
+    "broker killed, data lost",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of the campaign."""
+
+    runs: int = 500
+    """Seeded runs."""
+    first: int = 0
+    """Seed of the first run."""
+    versions: int = 60
+    """Versions in a run."""
+    out: str | None = "experiments/results"
+    """Folder for faults.json. None writes nothing."""
+
+
+class Failure(Exception):
+    """What a run must not show."""
+
+
+class Actor:
+    """A process that is started again when it has ended before its work is done."""
+
+    def __init__(self, work: Callable[[], None]):
+        self._work, self.starts = work, 0
+        self.start()
+
+    def start(self) -> None:
+        """Forks."""
+        self.starts += 1
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                self._work()
+                status = 0
+            except BaseException as error:
+                _note(f"{os.getpid()} {type(error).__name__}: {error}")
+            finally:
+                os._exit(status)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, if it runs."""
+        if self.pid:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, and waits."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+    def done(self) -> bool:
+        """Whether the work is done; starts it again where it ended otherwise."""
+        if self.pid:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if not pid:
+                return False
+            self.pid = 0
+            if status == 0:
+                self.starts = -1
+        if self.starts < 0:
+            return True
+        self.start()
+        return False
+
+
+class Run:
+    """One seeded run."""
+
+    def __init__(self, seed: int, folder: pathlib.Path, versions: int, faults: Any):
+        self.rng, self.seed, self.folder, self.versions = (
+            random.Random(seed),
+            seed,
+            folder,
+            versions,
+        )
+        self.faults = faults
+        redis = self.rng.random() < 0.4 and shutil.which("redis-server") is not None
+        self.broker = Broker(folder / "broker") if redis else None
+        self.url = self.broker.url() if self.broker else str(folder / "log")
+        self.keep = self.rng.choice([None, 10, 25])
+        self.rate = self.rng.choice([0.0, 0.05, 0.3])
+        self.acks = folder / "acks"
+        _note.path = folder / "notes"
+        self.writer = Actor(self._write)
+        self.replicas = [Actor(lambda i=i: self._follow(i)) for i in range(2)]
+
+    def play(self) -> None:
+        """Breaks things at random instants, waits for the end, and checks."""
+        try:
+            for _ in range(self.rng.randint(1, 3)):
+                time.sleep(self.rng.random() * 0.25)
+                self._break(self.rng.choice(KINDS))
+            end = time.monotonic() + PATIENCE
+            while not self._all_done():
+                if time.monotonic() > end:
+                    raise Failure(f"no end within {PATIENCE} s")
+                time.sleep(0.005)
+            self._check()
+        finally:
+            for actor in [self.writer, *self.replicas]:
+                actor.kill()
+            if self.broker:
+                self.broker.kill()
+
+    def _all_done(self) -> bool:
+        ended = [actor.done() for actor in (self.writer, *self.replicas)]  # asks each of them
+        return all(ended)
+
+    def _write(self) -> None:
+        actors.write(self.url, self.seed, self.acks, self.versions, self.keep)
+
+    def _follow(self, number: int) -> None:
+        out = self.folder / f"served-{number}"
+        actors.follow(self.url, self.seed + number, out, self.versions, self.rate)
+
+    def _break(self, kind: str) -> None:
+        if kind.startswith("broker") and not self.broker:
+            kind = "store away"
+        if kind == "store away" and self.broker:
+            kind = "broker killed"
+        if self._all_done():
+            return  # too late: nothing runs that could break
+        self.faults[kind] += 1
+        getattr(self, "_" + kind.replace(", ", "_").replace(" ", "_"))()
+
+    def _kill_writer(self) -> None:
+        self.writer.kill()
+
+    def _kill_replica(self) -> None:
+        self.rng.choice(self.replicas).kill()
+
+    def _kill_both(self) -> None:
+        self.writer.kill()
+        self.replicas[0].kill()
+
+    def _full_disk(self) -> None:
+        self.writer.signal(signal.SIGUSR1)
+        time.sleep(0.03 + 0.1 * self.rng.random())
+        self.writer.signal(signal.SIGUSR2)
+
+    def _clock_jump(self) -> None:
+        for replica in self.replicas:
+            replica.signal(self.rng.choice([signal.SIGUSR1, signal.SIGUSR2]))
+
+    def _second_writer(self) -> None:
+        twin = Actor(self._write)
+        time.sleep(0.05 + 0.1 * self.rng.random())
+        twin.kill()
+
+    def _writer_stands_still(self) -> None:
+        """Longer than its heart may: a twin takes over, and the first must stop when it wakes."""
+        self.writer.signal(signal.SIGSTOP)
+        twin = Actor(self._write)
+        time.sleep(2.5 * actors.PATIENCE)
+        self.writer.signal(signal.SIGCONT)
+        time.sleep(0.05)
+        twin.kill()
+
+    def _store_away(self) -> None:
+        folder = self.folder / "log" / "updates"
+        if not folder.is_dir():
+            return
+        folder.rename(folder.parent / "away")
+        folder.write_text("")
+        time.sleep(0.02 + 0.2 * self.rng.random())
+        folder.unlink()
+        (folder.parent / "away").rename(folder)
+
+    def _broker_killed(self, *, with_data: bool = False) -> None:
+        assert self.broker
+        self.broker.kill(with_data=with_data)
+        time.sleep(0.2 * self.rng.random())
+        self.broker.start()
+
+    def _broker_killed_data_lost(self) -> None:
+        self._broker_killed(with_data=True)
+
+    def _check(self) -> None:
+        truth = _truth(self.seed, self.versions)
+        for number in range(2):
+            ends = set()
+            for line in (self.folder / f"served-{number}").read_text().splitlines():
+                what, *rest = line.split()
+                if what == "message":
+                    self.faults[f"message {rest[0]}"] += int(rest[1])
+                    continue
+                version, digest = int(rest[0]), rest[1]
+                if digest != truth[version]:
+                    raise Failure(f"replica {number} served {digest} as version {version}")
+                ends |= {version} if what == "end" else set()
+            if ends != {self.versions}:
+                raise Failure(f"replica {number} ended at {ends}")
+        self._check_log(truth)
+
+    def _check_log(self, truth: list[str]) -> None:
+        """In a process of its own: this one must go on forking."""
+        out = self.folder / "check"
+
+        def check() -> None:
+            log = open_log(self.url)
+            head = log.head() or 0
+            for version in range(max(log.snapshots()[0], 0), head + 1):
+                found = Replica(log, at=version).full_digest()
+                if found != truth[version]:
+                    raise Failure(f"the log leads to {found} at version {version}")
+            out.write_text(str(head))
+
+        checker = Actor(check)
+        _, status = os.waitpid(checker.pid, 0)
+        acked = max(int(line.split()[0]) for line in self.acks.read_text().splitlines())
+        if status or not acked == int(out.read_text()) == self.versions:
+            raise Failure(f"the log does not lead to what was acknowledged, up to {acked}")
+
+
+def _truth(seed: int, versions: int) -> list[str]:
+    trainer = actors.Trainer(seed)
+    out = [digests.to_hex(trainer.digest)]
+    for _ in range(versions):
+        trainer.step()
+        out.append(digests.to_hex(trainer.digest))
+    return out
+
+
+def _note(text: str) -> None:
+    with _note.path.open("a") as file:
+        file.write(text + "\n")
+
+
+def main(options: Options) -> int:
+    """Runs the campaign; 0 when no run failed."""
+    faults: collections.Counter[str] = collections.Counter()
+    failures, begun = [], time.monotonic()
+    for seed in rich.progress.track(range(options.first, options.first + options.runs), "faults"):
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="cdl_jax-faults-"))
+        run = Run(seed, folder, options.versions, faults)
+        try:
+            run.play()
+        except Failure as error:
+            notes = folder / "notes"
+            said = notes.read_text().splitlines()[-3:] if notes.exists() else []
+            failures.append({"seed": seed, "folder": str(folder), "why": str(error), "notes": said})
+            print(f"seed {seed}: {error}", file=sys.stderr)
+            continue
+        shutil.rmtree(folder)
+    result = {
+        "command": f"python -m experiments.deploy.faults --runs {options.runs}",
+        "runs": options.runs,
+        "failures": failures,
+        "faults": dict(sorted(faults.items())),
+        "faults_in_all": sum(faults.values()),
+        "versions_a_run": options.versions,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+    if options.out is not None:
+        save(options.out, "faults.json", result)
+    else:
+        print(result)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
