@@ -6,7 +6,7 @@ The stream NAME has one entry per version, with the version as its id: `u` the u
 writer's clock in seconds. One script checks the owner's number and that no version is left out,
 and adds the entry, in one round trip. First record, owner records and snapshots are those of
 `store_log`. The writer keeps the updates since the newest snapshot in memory: a broker that comes
-back with less than it acknowledged gets them again.
+back with less than it acknowledged gets them again; older ones are then gone, as if trimmed.
 """
 
 import contextlib

@@ -79,13 +79,13 @@ def serve(config: ServeConfig) -> None:
     """
     key = None if config.public_key is None else signing().read_public_key(config.public_key)
     token = None if config.token_file is None else _token(config.token_file)
-    with _listening(config.host, config.port) as sock:
+    with listening(config.host, config.port) as sock:
         log = open_first(config.log or "", config.wait)
         replica = Replica(log, model_factory(config.backend), at=config.at, key=key)
         with application(config, log, replica, token) as app:
             host, port = sock.getsockname()[:2]
             print(f"cdl-jax: serving version {replica.version} on http://{host}:{port}", flush=True)
-            _server(app, config).run(sockets=[sock])
+            server_of(app, config).run(sockets=[sock])
 
 
 @contextlib.contextmanager
@@ -124,7 +124,8 @@ def application(
         batcher.close()
 
 
-def _server(app: Any, config: ServeConfig) -> Any:
+def server_of(app: Any, config: ServeConfig) -> Any:
+    """The uvicorn server with the limits that the settings name."""
     import uvicorn
 
     from cdl_jax.deploy.guard import Protocol
@@ -135,7 +136,8 @@ def _server(app: Any, config: ServeConfig) -> Any:
     ))  # fmt: skip
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at an address; raises ConfigError where that cannot be."""
     try:
         return socket.create_server((host, port), backlog=512)
     except OSError as error:

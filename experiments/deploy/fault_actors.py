@@ -64,7 +64,7 @@ class Trainer:
 
 
 def write(url: str, seed: int, acks: pathlib.Path, versions: int, keep: int | None) -> None:
-    """Publishes all versions, and writes down each once it has been acknowledged.
+    """Publishes all versions; leaves an empty file in `acks` for each that was acknowledged.
 
     SIGUSR1 makes the disk full, SIGUSR2 empties it: no file may grow past 100 bytes.
     """
@@ -74,7 +74,6 @@ def write(url: str, seed: int, acks: pathlib.Path, versions: int, keep: int | No
     signal.signal(signal.SIGUSR2, lambda *_: resource.setrlimit(limit, (hard, hard)))
     pause = random.Random(seed).choice([0.0, 0.002, 0.005])
     trainer, log = Trainer(seed), open_log(url, create=True)
-    file = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with log.claim(patience=PATIENCE) as owner:
         publisher = Publisher.begin(
             log, owner, trainer.tree(), config={"seed": seed}, snapshot_every=7,
@@ -86,7 +85,7 @@ def write(url: str, seed: int, acks: pathlib.Path, versions: int, keep: int | No
             last = version == versions
             due = publisher.snapshot_due(version) or last
             publisher.publish(update, trainer.tree() if due else None)
-            _line(file, f"{version} {os.getpid()}")
+            (acks / str(version)).touch()
             time.sleep(pause)
 
 
