@@ -5,7 +5,7 @@ DATASET ?= digits
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint bench mnist-paired mnist-digests fuzz clean
+.PHONY: demo test lint bench faults deploy-bench mnist-paired mnist-digests fuzz clean
 
 $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,15 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,bench]'
 	$(BIN)/python -m experiments.bench
+
+faults: $(READY)
+	$(BIN)/python -m experiments.deploy.faults
+
+deploy-bench: $(READY)
+	$(BIN)/python -m experiments.deploy.load
+	$(BIN)/python -m experiments.deploy.freshness
+	$(BIN)/python -m experiments.deploy.fan_out
+	$(BIN)/python -m experiments.deploy.catch_up
 
 mnist-paired: $(READY)
 	$(BIN)/python -m experiments.mnist_paired
