@@ -238,3 +238,18 @@ def test_a_jax_replica_compiles_before_the_first_update(tmp_path):
     replica.catch_up()
     assert (updated_digest._cache_size(), apply_update_in_place._cache_size()) == sizes
     assert before != replica.full_digest() == run.digest()
+
+
+@both
+def test_levels_are_refused_before_anything_reads_them(tmp_path, backend):
+    import dataclasses
+
+    from tests.wire.updates import make_update
+
+    run = Run(tmp_path)
+    replica = Replica(run.log, MODELS[backend])
+    fingerprint = run.publisher.manifest.spec.fingerprint
+    update = make_update([((1,), 10, 3, "int8")], base=0, fingerprint=fingerprint)
+    update = dataclasses.replace(update, scales=(np.float32(0.5),))
+    blob = encode_update(update, lineage=run.publisher.manifest.lineage)
+    refused(replica, blob, "it carries levels")
