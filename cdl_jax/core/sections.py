@@ -17,6 +17,7 @@ from cdl_jax.core.tree import from_bits, is_trainable, to_bits
 from cdl_jax.native import available, entries
 
 INT32_MAX = 2**31 - 1
+_SMALL = 1 << 12  # slots
 
 
 class Section(NamedTuple):
@@ -134,15 +135,36 @@ def change(
     new: Sequence[jax.Array],
 ) -> jax.Array:
     """What replacing the sections' `old` bits by `new` ones adds to the digest, uint32[4]."""
-    words = [w for each in zip(plans, indices, old, new, strict=True) for w in _words(*each)]
-    if not words:
-        return jnp.zeros(digest.LANES, jnp.uint32)
-    # In one batch: some hundred sections hashed by themselves cost more to launch than to hash.
-    seed, place, before, after, valid = (
-        jnp.concatenate(parts, axis=-1) for parts in zip(*words, strict=True)
-    )
-    delta = digest.mix(jnp, place, after, seed) - digest.mix(jnp, place, before, seed)
-    return jnp.sum(delta * valid, axis=1, dtype=jnp.uint32)
+    total = jnp.zeros(digest.LANES, jnp.uint32)
+    for batch in _batches(indices):
+        words = [w for s in batch for w in _words(plans[s], indices[s], old[s], new[s])]
+        seed, place, before, after, valid = (
+            jnp.concatenate(parts, axis=-1) for parts in zip(*words, strict=True)
+        )
+        delta = digest.mix(jnp, place, after, seed) - digest.mix(jnp, place, before, seed)
+        total = total + jnp.sum(delta * valid, axis=1, dtype=jnp.uint32)
+    return total
+
+
+def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
+    """Slots in use of each section, int32[number of sections]."""
+    out = jnp.zeros(len(plans), jnp.int32)
+    for batch in _batches(indices):
+        sizes = [indices[s].size for s in batch]
+        limits = jnp.asarray(np.array([plans[s].total for s in batch], np.int32))
+        limits = jnp.repeat(limits, np.array(sizes), total_repeat_length=sum(sizes))
+        used = jnp.cumsum(jnp.concatenate([indices[s] for s in batch]) < limits, dtype=jnp.int32)
+        upto = jnp.pad(used, (1, 0))[layout.ends(sizes)]
+        out = out.at[np.array(batch)].set(upto[1:] - upto[:-1])
+    return out
+
+
+def _batches(indices: Sequence[jax.Array]) -> list[list[int]]:
+    """Small sections together, for a hundred kernels cost more to launch than their work."""
+    small = [s for s, at in enumerate(indices) if at.size <= _SMALL]
+    return [
+        batch for batch in [small, *([s] for s in range(len(indices)) if s not in small)] if batch
+    ]
 
 
 def _by_platform(in_native: Any, in_xla: Any, *operands: Any) -> list[jax.Array]:

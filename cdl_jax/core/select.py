@@ -15,8 +15,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from cdl_jax.core import threshold
 from cdl_jax.core.layout import ends
 from cdl_jax.native import available
+
+WORTH_A_THRESHOLD = 1 << 16  # entries; below it a GPU sorts them as fast
 
 Arrays = tuple[jax.Array, ...]
 Selected = tuple[Arrays, Arrays, Arrays]
@@ -64,11 +67,36 @@ def xla_top_k(
 ) -> Selected:
     """`error_feedback_top_k` by XLA's own operations, for any backend and float."""
     accs = _accumulate(updates, residuals)
-    pick = [
-        jnp.sort(jax.lax.top_k(jnp.abs(acc), k)[1].astype(jnp.int32))
-        for acc, k in zip(_scoped(accs, global_scope), ks, strict=True)
-    ]
+    pick = _largest(_scoped(accs, global_scope), ks)
     return split(accs, pick, [u.shape for u in updates], global_scope=global_scope)
+
+
+def _largest(accs: Sequence[jax.Array], ks: tuple[int, ...]) -> list[jax.Array]:
+    """Positions of the k largest of each; tensors of one size and k are sorted as one batch."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for t, (acc, k) in enumerate(zip(accs, ks, strict=True)):
+        alike.setdefault((acc.size, k), []).append(t)
+    pick: dict[int, jax.Array] = {}
+    for (n, k), places in alike.items():
+        if n >= WORTH_A_THRESHOLD and accs[places[0]].dtype.itemsize < 8:
+            pick |= {t: _large(accs[t], k) for t in places}
+        else:
+            rows = _sorted_top_k(jnp.stack([accs[t] for t in places]), k)
+            pick |= {t: rows[i] for i, t in enumerate(places)}
+    return [pick[t] for t in range(len(accs))]
+
+
+def _large(acc: jax.Array, k: int) -> jax.Array:
+    # XLA's CPU selects without a sort already.
+    return jax.lax.platform_dependent(
+        acc,
+        cpu=lambda x: _sorted_top_k(x, k),
+        default=lambda x: threshold.top_k_positions(x, k),
+    )
+
+
+def _sorted_top_k(x: jax.Array, k: int) -> jax.Array:
+    return jnp.sort(jax.lax.top_k(jnp.abs(x), k)[1].astype(jnp.int32), axis=-1)
 
 
 def error_feedback_random_k(

@@ -204,12 +204,11 @@ def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
 
 
 def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:
-    totals = [sum(spec.leaves[i].size for i in e.places) for e in entries]
-    counts = [jnp.sum(e.indices < n, dtype=jnp.int32) for e, n in zip(entries, totals, strict=True)]
+    plans = [sections.make_section(spec, e.places, e.indices.size) for e in entries]
     return SparseUpdate(
         indices=tuple(e.indices for e in entries),
         values=tuple(e.values for e in entries),
-        counts=jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32),
+        counts=sections.counts(plans, [e.indices for e in entries]),
         base=base,
         version=base + jnp.uint32(1),
         digest=digest,

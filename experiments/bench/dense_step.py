@@ -28,6 +28,7 @@ import optax
 from cdl_jax.models import classifier, create_model
 
 SHAPES = {"lenet5": (28, 28, 1)}
+PAUSE = 0.05  # seconds
 
 
 def make_batch(model: str, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,10 +87,15 @@ def interleave(
     reps: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
-    """Milliseconds of each repetition of each step, taken in turn after two warm-ups."""
+    """Milliseconds of each repetition of each step, taken in turn after two warm-ups.
+
+    A pause before each lets the last one's threads fall asleep: OpenMP's, under PyTorch, spin on
+    for some milliseconds after their work and would hold a core of the next column's.
+    """
     times = {name: [] for name in steps}
     for repetition in range(reps + 2):
         for name, run in steps.items():
+            time.sleep(PAUSE)
             start = clock()
             run()
             if repetition >= 2:
