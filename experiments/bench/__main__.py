@@ -21,7 +21,7 @@ import jax
 MODELS = ["lenet5", "resnet18", "mobilenet_v2", "resnet50", "densenet161"]
 FULL = {
     "selection": [["--n", "1e5", "1e6", "1e7", "1e8", "--finite"]],
-    "apply": [[]],
+    "apply": [[], ["--model", "resnet50"], ["--model", "densenet161"]],
     "wire": [[]],
     "sparse_step": [["--model", model] for model in MODELS],
     "dense_step": [["--model", model] for model in MODELS],
