@@ -130,8 +130,9 @@ class NumpyModel:
         words = max(1, writes.width // 4)
         before = old.view("<u4") if words == 2 else old.astype(np.uint32)
         after = writes.bits.view("<u4") if words == 2 else writes.bits.astype(np.uint32)
-        places = (np.repeat(writes.within * words, words)).astype(np.uint32)
+        places = writes.within.astype(np.uint32)
         if words == 2:
+            places = np.repeat(2 * places, 2)
             places[1::2] += np.uint32(1)
-        seed = self._seeds[:, np.repeat(writes.leaf, words)]
+        seed = self._seeds[:, writes.leaf if words == 1 else np.repeat(writes.leaf, words)]
         return digests.numpy_change(before, after, places, seed)
