@@ -5,7 +5,7 @@ DATASET ?= digits
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint bench faults deploy-bench mnist-paired mnist-digests fuzz clean
+.PHONY: demo test lint bench faults deploy-bench mnist-paired mnist-digests fuzz resume-faults clean
 
 $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ mnist-digests: $(READY)
 fuzz: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,fuzz]'
 	$(BIN)/python -m experiments.fuzz
+
+resume-faults: $(READY)
+	$(BIN)/python -m experiments.resume_faults
 
 clean:
 	rm -rf $(VENV) runs build

@@ -37,5 +37,9 @@ class RefusedUpdateError(LogError):
         self.reason = reason
 
 
+class CheckpointError(CdlError):
+    """A checkpoint that cannot be written, read, or gone on from."""
+
+
 class TrainingError(CdlError):
     """Training that cannot go on."""

@@ -1,6 +1,33 @@
 """Sources of samples, and the history that a step samples from."""
 
-from cdl_jax.data.history import UniformHistory
+from cdl_jax.data.history import (
+    POLICIES,
+    BalancedHistory,
+    ExponentialHistory,
+    History,
+    InverseUseHistory,
+    ReservoirHistory,
+    UniformHistory,
+    WindowHistory,
+    history,
+)
+from cdl_jax.data.scenarios import SCENARIOS, scenario
 from cdl_jax.data.sources import DATASETS, ImageData, from_arrays, load
 
-__all__ = ["DATASETS", "ImageData", "UniformHistory", "from_arrays", "load"]
+__all__ = [
+    "DATASETS",
+    "POLICIES",
+    "SCENARIOS",
+    "BalancedHistory",
+    "ExponentialHistory",
+    "History",
+    "ImageData",
+    "InverseUseHistory",
+    "ReservoirHistory",
+    "UniformHistory",
+    "WindowHistory",
+    "from_arrays",
+    "history",
+    "load",
+    "scenario",
+]

@@ -19,7 +19,7 @@ def cached(folder: pathlib.Path, split: str, read: Callable[[], Arrays]) -> Arra
       split: name of the split.
       read: gives the arrays when the cache has none, or cannot be written.
     """
-    place = _cache_folder() / f"{folder.parent.name}-{split}-{_key(folder)}"
+    place = cache_folder() / f"{folder.parent.name}-{split}-{_key(folder)}"
     if not (place / "labels.npy").exists():
         arrays = read()
         try:
@@ -46,5 +46,6 @@ def _key(folder: pathlib.Path) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _cache_folder() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
+    """Where this package keeps what it can make again: $XDG_CACHE_HOME/cdl_jax."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cdl_jax"

@@ -45,7 +45,7 @@ class Publisher:
     retention: Retention
     outbox: Outbox
     key: "SigningKey | None" = None
-    _bytes_since: int = 0  # of updates since the last snapshot
+    bytes_since: int = 0  # of updates since the last snapshot
     _told: float = -1.0  # when `tell` last wrote
 
     @classmethod
@@ -100,14 +100,15 @@ class Publisher:
         ):
             if own != found:
                 raise LogError(
-                    f"the log {log.name} is of another {what} ({_difference(own, found)}); give "
+                    f"the log {log.name} is of another {what} ({difference(own, found)}); give "
                     "a new folder"
                 )
         outbox = Outbox(log, owner, on_failure)
         publisher = cls(
             log, owner, manifest, snapshot_every, snapshot_bytes, retention, outbox, key
         )
-        publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
+        if log.newest_snapshot() is None:  # else it has one that leads to this version
+            publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
         return publisher
 
     @classmethod
@@ -140,7 +141,7 @@ class Publisher:
             self._check(version, tensors, digest)
         blob = encode_update(update, lineage=self.manifest.lineage, key=self.key)
         self.outbox.update(version, blob)
-        self._bytes_since += len(blob)
+        self.bytes_since += len(blob)
         if tensors is not None:
             self._snapshot(version, tensors, digest)
         return blob
@@ -154,7 +155,7 @@ class Publisher:
 
     def snapshot_due(self, version: int) -> bool:
         """Whether this version, the one after the newest published, gets a snapshot."""
-        if self.snapshot_bytes is not None and self._bytes_since >= self.snapshot_bytes:
+        if self.snapshot_bytes is not None and self.bytes_since >= self.snapshot_bytes:
             return True
         return version % self.snapshot_every == 0
 
@@ -170,7 +171,7 @@ class Publisher:
     def _snapshot(self, version: int, tensors: dict[str, np.ndarray], digest: np.ndarray) -> None:
         snapshot = Snapshot(self.manifest.spec, tensors, version, self.manifest.lineage, digest)
         written = self.outbox.snapshot(version, encode_snapshot(snapshot, key=self.key))
-        self._bytes_since = 0
+        self.bytes_since = 0
         if written and self.retention.limited:
             with contextlib.suppress(StoreError):  # it is tried again after the next snapshot
                 self.log.trim(self.retention, self.owner)
@@ -197,7 +198,8 @@ def _named(deployed: Any) -> tuple[dict[str, np.ndarray], TreeSpec]:
     return {n: np.array(x) for n, x in zip(flat.names, flat.leaves, strict=True)}, spec
 
 
-def _difference(mine: Any, its: Any) -> str:
+def difference(mine: Any, its: Any) -> str:
+    """Where two records of JSON differ, for a sentence."""
     if not isinstance(mine, dict) or not isinstance(its, dict):
         return "names, shapes or dtypes of its tensors differ"
     keys = sorted(k for k in {*mine, *its} if mine.get(k) != its.get(k))

@@ -1,7 +1,7 @@
 """How a stream arrives: trigger by trigger, paced or as fast as it is taken."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -14,31 +14,80 @@ class Trigger(NamedTuple):
 
 
 class Arrivals:
-    """Triggers over samples [start, stop), the last one perhaps not full."""
+    """Triggers over samples [start, stop), the last one perhaps not full.
 
-    def __init__(self, start: int, stop: int, trigger: int, pace: float | None):
+    Args:
+      start, stop: the stream's samples.
+      trigger: new samples that trigger a step, or the most that one takes where `seconds` is set.
+      pace: samples a second; None for as fast as they are taken.
+      seconds: take what has arrived every so many seconds; nothing arrived, nothing triggered.
+      recorded: where the first triggers ended in an earlier life; these come again, at once.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        stop: int,
+        trigger: int,
+        pace: float | None,
+        *,
+        seconds: float | None = None,
+        recorded: Sequence[int] = (),
+    ):
         self.start, self.stop = start, stop
-        self._trigger, self._pace = trigger, pace
+        self._trigger, self._pace, self._seconds = trigger, pace, seconds
+        self._recorded = [end for end in recorded if start < end <= stop][::-1]
         self._begun, self._next = time.monotonic(), start
+        self._fired, self._offset = self._begun, start
 
     def __iter__(self) -> Iterator[Trigger]:
-        self._begun = time.monotonic()
+        self._restart()
         while self._next < self.stop:
             start = self._next
-            stop = min(start + self._trigger, self.stop)
-            wait = self._wait(stop)
-            if wait > 0:
-                time.sleep(wait)
-            late = max(0.0, -wait) if self._pace else 0.0
+            if self._recorded:
+                self._next = self._recorded.pop()
+                yield Trigger(start, self._next, time.time())
+                self._restart()
+                continue
+            self._sleep_until_due()
+            stop = self._due()
+            late = max(0.0, -self._wait(stop)) if self._pace else 0.0
             self._next = stop
             yield Trigger(start, stop, time.time() - late)
 
     def next_is_here(self) -> bool:
         """Whether the next trigger is full already, so that there is no time to lose."""
+        if self._recorded:
+            return True
+        if self._seconds is not None:
+            return self._next < self.stop and self._arrived() - self._next >= self._trigger
         stop = min(self._next + self._trigger, self.stop)
         return self._next < self.stop and self._wait(stop) <= 0
+
+    def _restart(self) -> None:
+        self._begun, self._offset, self._fired = time.monotonic(), self._next, time.monotonic()
+
+    def _due(self) -> int:
+        full = min(self._next + self._trigger, self.stop)
+        return full if self._seconds is None else min(full, max(self._arrived(), self._next + 1))
+
+    def _sleep_until_due(self) -> None:
+        full = min(self._next + self._trigger, self.stop)
+        wait = max(0.0, self._wait(full))
+        if self._seconds is not None:
+            wait = min(wait, max(0.0, self._fired + self._seconds - time.monotonic()))
+            wait = max(wait, self._wait(self._next + 1))
+        if wait > 0:
+            time.sleep(wait)
+        self._fired = time.monotonic()
+
+    def _arrived(self) -> int:
+        if self._pace is None:
+            return self.stop
+        here = self._offset + int((time.monotonic() - self._begun) * self._pace)
+        return min(max(here, self._next), self.stop)
 
     def _wait(self, stop: int) -> float:
         if self._pace is None:
             return 0.0
-        return self._begun + (stop - self.start) / self._pace - time.monotonic()
+        return self._begun + (stop - self._offset) / self._pace - time.monotonic()

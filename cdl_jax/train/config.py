@@ -3,13 +3,27 @@
 import dataclasses
 from typing import Any, Literal
 
-from cdl_jax.data import DATASETS
+from cdl_jax.data import DATASETS, POLICIES, SCENARIOS
 from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import MODELS
 
+Policy = Literal["uniform", "window", "exponential", "inverse_use", "balanced", "reservoir"]
 Strategy = Literal["sparse", "proactive", "online"]
+REACTIONS = ("share", "density", "window", "reset")
+
+# The bits do not depend on these.
+_FREE = (
+    "data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every",
+    "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
+    "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
+)  # fmt: skip
+
+_COUNTS = (
+    "initial_samples", "batch_size", "trigger", "snapshot_every", "max_skipped", "history_size",
+    "keep_checkpoints", "drift_samples", "drift_window",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +34,9 @@ class TrainConfig:
     """digits (embedded), mnist, fashion_mnist or cifar10 (from --data-dir)."""
     data_dir: str | None = None
     """Folder of tensorflow_datasets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    scenario: str = "none"
+    """How the stream drifts, for experiments: none, class_incremental, rotation,
+    label_permutation or noise."""
     model: str = "lenet5"
     """lenet5, resnet18, resnet50, mobilenet_v2 or densenet161."""
     strategy: Strategy = "sparse"
@@ -41,6 +58,34 @@ class TrainConfig:
     """New samples that trigger a step. -1: 8, or 128 for the online strategy."""
     include_new: bool = True
     """Put all new samples into the batch; else it is drawn from history and new ones alike."""
+    trigger_seconds: float | None = None
+    """Trigger a step every so many seconds with what has arrived, up to a whole batch, instead."""
+    history: Policy = "uniform"
+    """How a batch's old samples are drawn: uniform; window, exponential: recent ones more;
+    inverse_use: those drawn less before more; balanced: evenly by class; reservoir: uniform from
+    a kept sample of fixed size."""
+    history_size: int = 5000
+    """Samples of the window, of the exponential's half-life, or in the reservoir."""
+    new_share: float = 0.0
+    """Least share of a batch that are the most recent samples; 0: the new ones alone."""
+    label_delay: int = 0
+    """Samples that arrive between a sample and its label: it is scored by the model that met it,
+    and trained on, once the label is here."""
+    on_drift: str = ""
+    """What a drift is answered with, joined by +: share and window (recent samples more), density
+    (larger updates), reset (of the optimizer). Empty: nothing."""
+    detector: Literal["adwin", "page_hinkley", "accuracy"] = "adwin"
+    """Of drift: River's ADWIN or Page-Hinkley on the prequential loss, or a fall of accuracy."""
+    drift_threshold: float | None = None
+    """ADWIN's delta, Page-Hinkley's threshold, or a fall of accuracy. None: 0.002, 5 or 0.1."""
+    drift_samples: int = 2000
+    """Samples for which the answer lasts."""
+    drift_share: float = 0.5
+    """Least share of the most recent samples meanwhile."""
+    drift_density: float = 0.1
+    """Density meanwhile; a step compiled for it."""
+    drift_window: int = 1000
+    """Samples back that the history reaches meanwhile."""
     learning_rate: float = 1e-3
     """Of Adam with AMSGrad."""
     compressor: Literal["top_k", "random_k", "quantize"] = "top_k"
@@ -76,6 +121,13 @@ class TrainConfig:
     """Bytes of unwritten updates and snapshots that go_on keeps in memory."""
     digest_every: int = 100
     """Versions between recomputations of the full digest; 0 leaves them to the snapshots."""
+    checkpoint_every: int = 500
+    """Versions between the checkpoints in --run; 0: only one at the start and one at the end."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay."""
+    new_lineage: bool = False
+    """Go on from --run's newest checkpoint with another program or other settings, on a new
+    --log."""
     max_skipped: int = 20
     """Stop after so many steps in a row with a non-finite loss or gradient."""
 
@@ -86,6 +138,7 @@ class TrainConfig:
           ConfigError: for a value that cannot be.
         """
         _one_of("dataset", self.dataset, DATASETS)
+        _one_of("scenario", self.scenario, ("none", *SCENARIOS))
         _one_of("model", self.model, MODELS)
         kind = DATASETS[self.dataset]
         defaults = {
@@ -100,10 +153,11 @@ class TrainConfig:
 
     def bits_depend_on(self) -> dict[str, Any]:
         """The settings that the bits of the log depend on: all but places, pace and length."""
-        free = ("data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every")
-        free += ("sign_key", "snapshot_bytes", "keep_versions", "keep_seconds", "keep_bytes")
-        free += ("on_log_failure", "log_patience", "log_memory")
-        return {name: x for name, x in vars(self).items() if name not in free}
+        return {name: x for name, x in vars(self).items() if name not in _FREE}
+
+    def reactions(self) -> list[str]:
+        """What a drift is answered with."""
+        return self.on_drift.split("+") if self.on_drift else []
 
     def retention(self) -> Retention:
         """What the log keeps."""
@@ -118,9 +172,9 @@ class TrainConfig:
         )
 
     def _check(self) -> None:
-        for name in ("initial_samples", "batch_size", "trigger", "snapshot_every", "max_skipped"):
+        for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
-        for name in ("epochs", "seed", "digest_every"):
+        for name in ("epochs", "seed", "digest_every", "checkpoint_every", "label_delay"):
             _at_least(name, getattr(self, name), 0)
         if self.limit is not None:
             _at_least("limit", self.limit, 1)
@@ -128,18 +182,37 @@ class TrainConfig:
             _at_least("snapshot_bytes", self.snapshot_bytes, 1)
         self.retention()  # it checks its own values, and so does the other
         self.failure_policy()
-        if not 0 < self.density <= 1:
-            raise ConfigError(f"density is {self.density}; give a share in (0, 1]")
+        for name in ("density", "drift_density", "drift_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a share in (0, 1]")
+        for name in self.reactions():
+            _one_of("on_drift", name, REACTIONS)
         if not 1 <= self.bits <= 16:
             raise ConfigError(f"bits is {self.bits}; give 1 to 16")
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate is {self.learning_rate}; give a number above 0")
+        if not 0 <= self.new_share <= 1:
+            raise ConfigError(f"new_share is {self.new_share}; give a share in [0, 1]")
+        _one_of("history", self.history, POLICIES)
+        if self.trigger_seconds is not None:
+            self._check_seconds(self.trigger_seconds)
+        if self.new_lineage and self.run is None:
+            raise ConfigError("new_lineage needs --run, the folder of the run that it goes on from")
         if self.pace is not None and not 0 < self.pace < float("inf"):
             raise ConfigError(f"pace is {self.pace}; give samples a second, above 0")
         if self.strategy != "online" and self.trigger > self.batch_size:
             raise ConfigError(
                 f"trigger is {self.trigger}, larger than batch_size {self.batch_size}: the new "
                 "samples would not fit; lower the one or raise the other"
+            )
+
+    def _check_seconds(self, seconds: float) -> None:
+        if not 0 < seconds < float("inf"):
+            raise ConfigError(f"trigger_seconds is {seconds}; give seconds, above 0")
+        if self.log is not None and self.run is None:
+            raise ConfigError(
+                "trigger_seconds needs --run: only a record of when it fired lets a stopped run "
+                "make its log's bytes again"
             )
 
 

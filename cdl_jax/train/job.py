@@ -1,5 +1,6 @@
-"""One run from settings to summary: data, initial model, log, stream."""
+"""One run from settings to summary: data, initial model or checkpoint, log, stream."""
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import tomli_w
 
 from cdl_jax.core.step import TrainState, deployed, init_state
-from cdl_jax.data import ImageData, load
+from cdl_jax.data import ImageData, load, scenario
+from cdl_jax.data.cache import cache_folder
 from cdl_jax.deploy import Publisher, UpdateLog, open_log
 from cdl_jax.deploy.log import Ownership
 from cdl_jax.errors import ConfigError
@@ -19,6 +21,7 @@ from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.initial import Trained, fit
 from cdl_jax.train.loop import ContinuousTrainer
 from cdl_jax.train.records import Bar, Records, Summary
+from cdl_jax.train.resume import Start, Writer, check_log, check_same, start_from
 from cdl_jax.train.strategies import plan
 from cdl_jax.wire import signing
 
@@ -31,8 +34,10 @@ def run(config: TrainConfig) -> Summary:
         version that was acknowledged is in the log.
     """
     key = None if config.sign_key is None else signing().read_signing_key(config.sign_key)
+    _keep_programs()
     data = load(config.dataset, data_dir=config.data_dir)
     _check_stream(config, data)
+    data = scenario(config.scenario, data, start=config.initial_samples, seed=config.seed)
     if jax.default_backend() == "cpu" and not available():
         print("cdl-jax: no fused CPU kernels here (no C++ compiler at install): XLA's are slower",
               file=sys.stderr)  # fmt: skip
@@ -56,6 +61,12 @@ def program() -> dict[str, Any]:
     }
 
 
+def _keep_programs() -> None:
+    """Compiled steps stay beside the user's other caches: a resume need not compile again."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+
+
 def _trained(
     config: TrainConfig,
     data: ImageData,
@@ -63,34 +74,78 @@ def _trained(
     owner: Ownership | None = None,
     key: Any = None,
 ) -> Summary:
-    records = Records(config.run)
-    try:
-        records.text("config.toml", config_toml(config))
+    with contextlib.ExitStack() as stack:
+        records = stack.enter_context(contextlib.closing(Records(config.run)))
+        writer = None
+        if records.folder is not None:
+            facts = {"program": program(), "config": config.bits_depend_on(), "lineage": None}
+            writer = Writer(records.folder, keep=config.keep_checkpoints, facts=facts)
+            stack.enter_context(contextlib.closing(writer))
         model = classifier(create_model(config.model, data.classes), (data.mean, data.std))
-        state = _initial_state(config, data, model)
-        trainer = ContinuousTrainer(config, data, model, state, records)
+        start = _start(config, data, model, records, writer, log)
+        trainer = ContinuousTrainer(config, data, model, start, records, writer)
         if log is not None and owner is not None:
-            trainer.publisher = Publisher.begin(
-                log,
-                owner,
-                deployed(state),
-                program=program(),
-                config=config.bits_depend_on(),
-                example=trainer.example(),
-                snapshot_every=config.snapshot_every,
-                snapshot_bytes=config.snapshot_bytes,
-                retention=config.retention(),
-                on_failure=config.failure_policy(),
-                key=key,
-            )
-        with Bar(config.strategy, trainer.stream_size) as bar:
+            trainer.publisher = _publisher(config, log, owner, trainer, key)
+            if start.progress is not None:
+                trainer.publisher.bytes_since = start.progress["bytes_since"]
+        if writer is not None and trainer.publisher is not None:
+            writer.facts["lineage"] = trainer.publisher.manifest.lineage.hex()
+        if start.progress is None:
+            trainer.keep()
+        with Bar(config.strategy, trainer.left) as bar:
             summary = trainer.run(bar)
         if trainer.publisher is not None:
             trainer.publisher.outbox.flush()
+        trainer.keep()
         records.text("summary.json", summary.to_json())
         return summary
-    finally:
-        records.close()
+
+
+def _start(
+    config: TrainConfig,
+    data: ImageData,
+    model: Classifier,
+    records: Records,
+    writer: Writer | None,
+    log: UpdateLog | None,
+) -> Start:
+    """From the run's newest checkpoint, or from initial training where there is none."""
+    saved = None if writer is None else writer.newest()
+    if writer is None or saved is None:
+        records.text("config.toml", config_toml(config))
+        records.begin()
+        state = _initial_state(config, data, model)
+        initial = jax.tree.map(jnp.copy, deployed(state))
+        if writer is not None:
+            writer.save_initial(initial)
+        return Start(state, initial, {}, None)
+    check_same(saved, config, writer)
+    like = jax.eval_shape(lambda: _deployable(config, _untrained(config, data, model)))
+    start = start_from(saved, writer, like)
+    if log is not None:
+        check_log(saved, start.state, log, config)
+    records.text("config.toml", config_toml(config))
+    records.resume(saved.version, saved.record["progress"]["metrics_bytes"])
+    return start
+
+
+def _publisher(
+    config: TrainConfig, log: UpdateLog, owner: Ownership, trainer: ContinuousTrainer, key: Any
+) -> Publisher:
+    return Publisher.begin(
+        log,
+        owner,
+        deployed(trainer.state),
+        version=int(trainer.state.version),
+        program=program(),
+        config=config.bits_depend_on(),
+        example=trainer.example(),
+        snapshot_every=config.snapshot_every,
+        snapshot_bytes=config.snapshot_bytes,
+        retention=config.retention(),
+        on_failure=config.failure_policy(),
+        key=key,
+    )
 
 
 def config_toml(config: TrainConfig) -> str:
@@ -99,17 +154,24 @@ def config_toml(config: TrainConfig) -> str:
 
 
 def _initial_state(config: TrainConfig, data: ImageData, model: Classifier) -> TrainState:
-    chosen = plan(config)
-    key = jax.random.key(config.seed)
-    params, model_state = model.init_fn(key, jnp.asarray(data.images[:1]))
-    start = Trained(params, model_state, chosen.optimizer.init(params))
+    chosen, start = plan(config), _untrained(config, data, model)
     count, epochs = config.initial_samples, config.epochs
     with Bar("initial training", epochs * -(-count // config.batch_size)) as bar:
         trained = fit(
             start, data, count, model.loss_fn, chosen.optimizer,
             epochs=epochs, batch_size=config.batch_size, seed=config.seed, on_step=bar.advance,
         )  # fmt: skip
-    state = init_state(trained.params, chosen.tx, model_state=trained.model_state, key=key)
+    return _deployable(config, trained)
+
+
+def _untrained(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+    params, model_state = model.init_fn(jax.random.key(config.seed), jnp.asarray(data.images[:1]))
+    return Trained(params, model_state, plan(config).optimizer.init(params))
+
+
+def _deployable(config: TrainConfig, trained: Trained) -> TrainState:
+    key = jax.random.key(config.seed)
+    state = init_state(trained.params, plan(config).tx, model_state=trained.model_state, key=key)
     # The optimizer's state carries over (Prapas et al. 2021, section 5); the residual begins at 0.
     return state._replace(opt_state=(trained.opt_state, *state.opt_state[1:]))
 

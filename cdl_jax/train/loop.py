@@ -6,30 +6,36 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.step import StepInfo, TrainState, deployed, make_step
+from cdl_jax.core.step import StepInfo, deployed
 from cdl_jax.core.update import tree_digest
-from cdl_jax.data import ImageData, UniformHistory
+from cdl_jax.data import ImageData
 from cdl_jax.deploy import Publisher
 from cdl_jax.errors import TrainingError
 from cdl_jax.interrupts import Interrupts
 from cdl_jax.models import Classifier
 from cdl_jax.train.arrival import Arrivals, Trigger
 from cdl_jax.train.config import TrainConfig
-from cdl_jax.train.prequential import Prequential
+from cdl_jax.train.drift import Watch
+from cdl_jax.train.feed import Feed, shapes
+from cdl_jax.train.frozen import FrozenModel
+from cdl_jax.train.prequential import Awaited, Prequential
 from cdl_jax.train.records import Bar, Records, Summary
-from cdl_jax.train.strategies import plan
-
-_FROZEN_BATCH = 500
+from cdl_jax.train.resume import Start, Writer
+from cdl_jax.train.steps import Steps
 
 
 class _Pending(NamedTuple):
     """A step that is on its way on the device."""
 
     trigger: Trigger
-    right: jax.Array  # bool [samples], by the deployed model before the step
+    scores: (
+        Any  # right: bool, loss: float [arrived and more], of the deployed model before the step
+    )
+    arrived: int
     info: StepInfo
 
 
@@ -37,7 +43,7 @@ class ContinuousTrainer:
     """Feeds a stream to the step and the step's updates to a log.
 
     A step's results are fetched while the next one runs, unless the next trigger is not full
-    yet or a whole tree is to be hashed or written, which the next step would donate.
+    yet or a whole tree is to be hashed, written or kept, which the next step would donate.
     """
 
     def __init__(
@@ -45,109 +51,149 @@ class ContinuousTrainer:
         config: TrainConfig,
         data: ImageData,
         model: Classifier,
-        state: TrainState,
+        start: Start,
         records: Records,
+        writer: Writer | None = None,
     ):
-        chosen = plan(config)
-        self.state, self.summary = state, Summary(strategy=config.strategy)
+        self.state, self.summary = start.state, Summary(strategy=config.strategy)
         self.publisher: Publisher | None = None
-        self._config, self._data = config, data
-        self._records, self._uses_history = records, chosen.uses_history
-        self._sampler = UniformHistory(config.seed)
-        self._step = make_step(model.loss_fn, chosen.tx, update=chosen.update)
+        self._config, self._records, self._writer = config, records, writer
+        self._shapes = shapes(config, data)
+        self._feed = Feed(config, data)
+        self._steps = Steps(config, model.loss_fn)
         self._score = _scorer(model)
-        self._deployed_score, self._frozen_score = Prequential(), Prequential()
-        self._frozen, self._in_a_row = np.zeros(0, bool), 0
-        self._version = int(state.version)
-        self._last_version = self._version - (-self.stream_size // config.trigger)
-        leaves = jax.tree.leaves(deployed(state))
-        self.summary.dense_bytes = sum(x.nbytes for x in leaves)
+        self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
+        self._awaited, self._watch, self._in_a_row = Awaited(), Watch(config), 0
+        self._version = int(start.state.version)
+        self._stop = min(len(data), config.initial_samples + (config.limit or len(data)))
+        self._position = config.initial_samples
+        self._frozen = FrozenModel(start.initial, self._score, self._feed.read, self._stop)
+        self.summary.dense_bytes = sum(x.nbytes for x in jax.tree.leaves(start.initial))
+        if start.progress is not None:
+            self._restore(start.progress, start.sampler)
+        self._meet(self._position + self._awaited.count, self._position + config.label_delay)
 
     def example(self) -> SparseUpdate:
         """The shapes of the updates that the steps will make."""
-        first = next(iter(self._arrivals(None)))
-        batches = self._batches(first, self._data.batch(slice(first.start, first.stop)))
-        return jax.eval_shape(self._step, self.state, *batches)[1].update
+        return jax.eval_shape(self._steps.usual, self.state, None, self._shapes)[1].update
 
     @property
-    def stream_size(self) -> int:
-        """Samples that the stream will bring."""
-        arrivals = self._arrivals(None)
-        return arrivals.stop - arrivals.start
+    def left(self) -> int:
+        """Samples that the stream will still bring."""
+        return self._stop - self._position
 
     def run(self, bar: Bar) -> Summary:
         """Takes the whole stream; Ctrl-C or SIGTERM ends it between two versions."""
-        arrivals = self._arrivals(self._config.pace)
-        self._frozen = self._score_frozen(arrivals)
-        begun, pending = time.monotonic(), None
+        arrivals = self._arrivals()
+        begun, before, pending = time.monotonic(), self.summary.seconds, None
         with Interrupts() as interrupts:
             for trigger in interrupts.between(arrivals):
                 current = self._dispatch(trigger)
                 if pending is not None:
                     self._finish(pending, bar)
                 pending = current
-                if self._whole_tree_due() or not arrivals.next_is_here():
+                if self._whole_tree_due(trigger) or not arrivals.next_is_here():
                     pending = self._finish(pending, bar)
             if pending is not None:
                 self._finish(pending, bar)
         self.summary.interrupted = interrupts.came
-        self.summary.seconds = time.monotonic() - begun
+        self.summary.seconds = before + time.monotonic() - begun
         self.summary.digest = tree_digest(deployed(self.state))
         return self.summary
 
-    def _arrivals(self, pace: float | None) -> Arrivals:
+    def keep(self) -> None:
+        """Begins to write a checkpoint of the state between two versions.
+
+        Not while the log lacks a version: a resume would have to make it from nothing.
+        """
+        acknowledged = self.publisher is None or self.publisher.outbox.empty
+        if self._writer is not None and acknowledged:
+            state = self._steps.as_usual(self.state)
+            self._writer.save(self._version, state, self._feed.state(), self._progress())
+
+    def _arrivals(self) -> Arrivals:
         config = self._config
-        start = config.initial_samples
-        stop = min(len(self._data), start + (config.limit or len(self._data)))
-        return Arrivals(start, stop, config.trigger, pace)
+        seconds = config.trigger_seconds
+        return Arrivals(
+            self._position, self._stop,
+            config.trigger if seconds is None else config.batch_size, config.pace,
+            seconds=seconds, recorded=self._records.triggers_after(self._version),
+        )  # fmt: skip
 
     def _dispatch(self, trigger: Trigger) -> _Pending:
-        new = jax.device_put(self._data.batch(slice(trigger.start, trigger.stop)))
-        history, stream = self._batches(trigger, new)
+        # Written before anything depends on it: a replay must cut the stream at the same places.
+        self._records.trigger(self._version + 1, trigger.stop)
+        arrived, new = self._arriving(trigger)
+        new, batch = jax.device_put((new, self._batch(trigger)))
+        self.state = self._steps.prepare(self.state, self._watch, self._version + 1, trigger.start)
         with jax.transfer_guard("disallow"):
-            right = self._score(deployed(self.state), new)
-            self.state, info = self._step(self.state, history, stream)
-        self._version += 1
-        return _Pending(trigger, right, info)
+            scores = self._score(deployed(self.state), new)
+            self.state, info = self._steps.take(self.state, batch)
+        self._version, self._position = self._version + 1, trigger.stop
+        return _Pending(trigger, scores, arrived, info)
 
-    def _batches(self, trigger: Trigger, new: Any) -> tuple[Any, Any]:
-        if not self._uses_history:
-            return None, new
-        size, past = self._config.batch_size, trigger.stop
-        if self._config.include_new:
-            size, past = size - (trigger.stop - trigger.start), trigger.start
-        index = self._sampler.draw(self._version, past, size)
-        history = jax.device_put(self._data.batch(index)) if index.size else None
-        return history, new if self._config.include_new else None
+    def _arriving(self, trigger: Trigger) -> tuple[int, Any]:
+        """The samples that come with the trigger's labels, in a batch of one size."""
+        config = self._config
+        size = config.trigger if config.trigger_seconds is None else config.batch_size
+        start, stop = (min(x + config.label_delay, self._stop) for x in trigger[:2])
+        return stop - start, self._feed.read(min(start, self._stop - 1), stop, size=size)
+
+    def _batch(self, trigger: Trigger) -> Any:
+        config, answers = self._config, self._watch.answers
+        share, window = config.new_share, None
+        if answers("share", self._version + 1, trigger.start):
+            share = max(share, config.drift_share)
+        if answers("window", self._version + 1, trigger.start):
+            window = config.drift_window
+        return self._feed.batch(trigger, self._version, share=share, window=window)
+
+    def _meet(self, start: int, stop: int) -> None:
+        """Scores the samples that arrive before the first label."""
+        if start < min(stop, self._stop):
+            batch = self._feed.read(start, min(stop, self._stop))
+            self._await(self._score(deployed(self.state), batch), min(stop, self._stop) - start)
+
+    def _await(self, scores: Any, count: int) -> None:
+        right, loss = (np.asarray(x)[:count].tolist() for x in scores)
+        self._awaited.predicted(zip(map(int, right), loss, strict=True))
 
     def _finish(self, pending: _Pending, bar: Bar) -> None:
         info: StepInfo = jax.device_get(pending.info)
         made_at = time.time()
-        version = int(info.update.version)
+        version, samples = int(info.update.version), pending.trigger.stop - pending.trigger.start
+        self._await(pending.scores, pending.arrived)
+        scored = self._awaited.labelled(samples)
         record = {
             "version": version,
-            "samples": pending.trigger.stop - pending.trigger.start,
-            "correct": int(np.sum(pending.right)),
+            "position": pending.trigger.stop,
+            "samples": samples,
+            "correct": sum(right for right, _ in scored),
+            "prequential_loss": sum(loss for _, loss in scored) / samples,
             "loss": float(info.loss),
+            "metrics": jax.tree.map(float, info.metrics),
             "skipped": bool(info.skipped),
             "entries": int(info.update.counts.sum()),
             "full_at": pending.trigger.full_at,
             "made_at": made_at,
         }
         self._check_skipped(record)
-        record |= self._publish(info, version)
-        self._count(record, pending.trigger)
+        record |= self._publish(info, pending.trigger)
+        self._count(record, pending.trigger, scored)
         self._records.line(record)
         if self.publisher is not None:
             self.publisher.tell(vars(self.summary))
-        bar.show(self.summary, record["samples"])
+        if self._checkpoint_due(version):
+            self.keep()
+        bar.show(self.summary, samples)
 
-    def _publish(self, info: StepInfo, version: int) -> dict[str, Any]:
+    def _publish(self, info: StepInfo, trigger: Trigger) -> dict[str, Any]:
         out: dict[str, Any] = {}
+        version = int(info.update.version)
         if self._digest_due(version):
             out["full_digest"] = self._check_digest(info)
         if self.publisher is not None:
-            due = self.publisher.snapshot_due(version) or version == self._last_version
+            due = self.publisher.snapshot_due(version) or trigger.stop == self._stop
             blob = self.publisher.publish(info.update, deployed(self.state) if due else None)
             out["bytes"] = len(blob)
             if self.publisher.outbox.empty:
@@ -174,39 +220,68 @@ class ContinuousTrainer:
                 "skipped; lower --learning-rate, or raise --max-skipped"
             )
 
-    def _count(self, record: dict[str, Any], trigger: Trigger) -> None:
-        self._deployed_score.add(record["correct"], record["samples"])
-        offset = self._config.initial_samples
-        right = self._frozen[trigger.start - offset : trigger.stop - offset]
-        self._frozen_score.add(int(right.sum()), record["samples"])
+    def _count(self, record: dict[str, Any], trigger: Trigger, scored: list[Any]) -> None:
+        accuracy, loss, frozen = self._accuracy, self._loss, self._frozen_accuracy
+        accuracy.add(right for right, _ in scored)
+        loss.add(value for _, value in scored)
+        frozen.add(self._frozen.right(trigger.start, trigger.stop))
         summary = self.summary
-        summary.versions, summary.samples = record["version"], self._deployed_score.seen
-        summary.accuracy = record["accuracy"] = self._deployed_score.accuracy
-        summary.frozen_accuracy = record["frozen_accuracy"] = self._frozen_score.accuracy
+        if self._watch.update(record):
+            record["drift"], summary.drifts = True, summary.drifts + 1
+        summary.versions, summary.samples = record["version"], accuracy.seen
+        summary.accuracy = record["accuracy"] = accuracy.mean
+        summary.loss = loss.mean
+        record["window_accuracy"] = accuracy.window_mean
+        record["fading_accuracy"], record["fading_loss"] = accuracy.fading_mean, loss.fading_mean
+        summary.frozen_accuracy = record["frozen_accuracy"] = frozen.mean
         summary.bytes_sent += record.get("bytes", 0)
 
-    def _whole_tree_due(self) -> bool:
-        publisher = self.publisher
-        snapshot = publisher is not None and publisher.snapshot_due(self._version)
-        last = self._version == self._last_version
-        return snapshot or last or self._digest_due(self._version)
+    def _whole_tree_due(self, trigger: Trigger) -> bool:
+        publisher, version = self.publisher, self._version
+        snapshot = publisher is not None and publisher.snapshot_due(version)
+        due = snapshot or self._digest_due(version) or self._checkpoint_due(version)
+        return due or trigger.stop == self._stop
 
     def _digest_due(self, version: int) -> bool:
         every = self._config.digest_every
         return bool(every) and version % every == 0
 
-    def _score_frozen(self, arrivals: Arrivals) -> np.ndarray:
-        """Whether the initial model is right, per sample of the stream; bool[N]."""
-        tree, marks = deployed(self.state), [np.zeros(0, bool)]
-        for start in range(arrivals.start, arrivals.stop, _FROZEN_BATCH):
-            stop = min(start + _FROZEN_BATCH, arrivals.stop)
-            marks.append(np.asarray(self._score(tree, self._data.batch(slice(start, stop)))))
-        return np.concatenate(marks)
+    def _checkpoint_due(self, version: int) -> bool:
+        every = self._config.checkpoint_every
+        return self._writer is not None and bool(every) and version % every == 0
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "position": self._position,
+            "scores": [s.state() for s in (self._accuracy, self._loss, self._frozen_accuracy)],
+            "awaited": self._awaited.state(),
+            "frozen": self._frozen.state(),
+            "in_a_row": self._in_a_row,
+            "summary": vars(self.summary).copy(),
+            "metrics_bytes": self._records.position(),
+            "bytes_since": 0 if self.publisher is None else self.publisher.bytes_since,
+        }
+
+    def _restore(self, progress: dict[str, Any], sampler: dict[str, np.ndarray]) -> None:
+        self._position = progress["position"]
+        scores = (self._accuracy, self._loss, self._frozen_accuracy)
+        for score, state in zip(scores, progress["scores"], strict=True):
+            score.restore(state)
+        self._awaited.restore(progress["awaited"])
+        self._frozen.restore(progress["frozen"])
+        self._in_a_row = progress["in_a_row"]
+        self.summary = Summary(**progress["summary"])
+        self._feed.restore(sampler)
+        for record in self._records.lines() if self._config.on_drift else ():
+            self._watch.update(record)
 
 
 def _scorer(model: Classifier) -> Any:
-    def score(tree: Any, batch: Any) -> jax.Array:
+    def score(tree: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        """Whether each sample is right, and its loss."""
         logits = model.predict_fn(tree["params"], tree["model_state"], batch["image"])
-        return jnp.argmax(logits, axis=-1) == batch["label"]
+        labels = batch["label"]
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.argmax(logits, axis=-1) == labels, loss
 
     return jax.jit(score)

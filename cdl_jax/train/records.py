@@ -4,34 +4,89 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import rich.progress
 
-from cdl_jax.errors import ConfigError
+from cdl_jax.errors import CheckpointError, ConfigError
 
 
 class Records:
-    """A run's folder: metrics.jsonl, a line per version, and summary.json. None writes nothing."""
+    """A run's folder. None writes nothing.
+
+    metrics.jsonl has a line per version; triggers.txt a line "version stop" per step, written
+    before the step is taken, where stop is the position behind its newest sample; summary.json
+    the outcome.
+    """
 
     def __init__(self, folder: str | None):
-        self._folder = None if folder is None else _make(pathlib.Path(folder))
-        self._lines = None if self._folder is None else _open(self._folder / "metrics.jsonl")
+        self.folder = None if folder is None else _make(pathlib.Path(folder))
+        self._lines: Any = None
+        self._stops: Any = None
+        self._recorded: dict[int, int] = {}
+
+    def begin(self) -> None:
+        """Starts both files anew."""
+        if self.folder is not None:
+            self._lines = _open(self.folder / "metrics.jsonl", "w")
+            self._stops = _open(self.folder / "triggers.txt", "w")
+
+    def resume(self, version: int, metrics_bytes: int) -> None:
+        """Goes on behind `version`: cuts the metrics there, keeps the triggers that come.
+
+        Raises:
+          CheckpointError: when the metrics are shorter than they were at that version.
+        """
+        if self.folder is None:
+            return
+        self._stops = _open(self.folder / "triggers.txt", "a")
+        self._recorded = _triggers_behind(self.folder / "triggers.txt", version, self._stops)
+        self._lines = _open(self.folder / "metrics.jsonl", "a")
+        if self._lines.tell() < metrics_bytes:
+            raise CheckpointError(
+                f"{self.folder}/metrics.jsonl has {self._lines.tell()} bytes, at version {version} "
+                f"it had {metrics_bytes}: it was changed; give a new --run folder"
+            )
+        self._lines.truncate(metrics_bytes)
 
     def line(self, record: dict[str, Any]) -> None:
         """Appends one record."""
         if self._lines is not None:
             self._lines.write(json.dumps(record) + "\n")
 
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The records written so far."""
+        if self.folder is not None:
+            with (self.folder / "metrics.jsonl").open() as file:
+                yield from map(json.loads, file)
+
+    def position(self) -> int:
+        """Bytes of metrics written so far."""
+        return 0 if self._lines is None else self._lines.tell()
+
+    def trigger(self, version: int, stop: int) -> None:
+        """Writes where the samples of a version end, unless an earlier life did."""
+        if self._stops is not None and version not in self._recorded:
+            self._stops.write(f"{version} {stop}\n")
+
+    def triggers_after(self, version: int) -> list[int]:
+        """Where the samples of the versions behind `version` ended in an earlier life."""
+        out = []
+        while (version := version + 1) in self._recorded:
+            out.append(self._recorded[version])
+        return out
+
     def text(self, name: str, content: str) -> None:
         """Writes a small file."""
-        if self._folder is not None:
-            (self._folder / name).write_text(content)
+        if self.folder is not None:
+            (self.folder / name).write_text(content)
 
     def close(self) -> None:
-        """Closes the file of lines."""
-        if self._lines is not None:
-            self._lines.close()
+        """Closes the files."""
+        for file in (self._lines, self._stops):
+            if file is not None:
+                file.close()
 
 
 @dataclasses.dataclass
@@ -42,12 +97,14 @@ class Summary:
     versions: int = 0
     samples: int = 0
     accuracy: float = 0.0  # prequential, of the deployed model
+    loss: float = 0.0  # of the same
     frozen_accuracy: float = 0.0  # of the initial model on the same samples
     bytes_sent: int = 0
     dense_bytes: int = 0  # one whole model
     digest: str = ""  # full, of the last version
     full_digests: int = 0  # recomputed over all entries and found equal to the running one
     skipped: int = 0
+    drifts: int = 0  # found
     seconds: float = 0.0  # of the continuous part
     interrupted: bool = False
 
@@ -102,8 +159,16 @@ def _make(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _open(path: pathlib.Path) -> Any:
+def _open(path: pathlib.Path, mode: str) -> Any:
     try:
-        return path.open("w", buffering=1)
+        return path.open(mode, buffering=1)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _triggers_behind(path: pathlib.Path, version: int, file: Any) -> dict[int, int]:
+    """Triggers of the versions behind `version`; cuts off a last line that a kill cut short."""
+    whole = path.read_text().rpartition("\n")[0]
+    file.truncate(len(whole) + 1 if whole else 0)
+    pairs = (map(int, line.split()) for line in whole.splitlines())
+    return {v: stop for v, stop in pairs if v > version}

@@ -61,7 +61,7 @@ def encode_snapshot(snapshot: Snapshot, *, key: "SigningKey | None" = None) -> b
         tensors[name] = tensors[name].reshape(like.shape)  # ascontiguousarray makes 0-d 1-d
     if key is not None:
         metadata["signature"] = key.sign(_message(metadata, tensors)).hex()
-    return safetensors.numpy.save(tensors, metadata)
+    return _ordered(safetensors.numpy.save(tensors, metadata))
 
 
 def decode_snapshot(blob: bytes, *, key: "PublicKey | None" = None) -> Snapshot:
@@ -90,6 +90,15 @@ def decode_snapshot(blob: bytes, *, key: "PublicKey | None" = None) -> Snapshot:
     if key is not None and not key.verifies(signature, _message(metadata, tensors)):
         raise SignatureError(f"the snapshot of version {version} is not signed by the key given")
     return Snapshot(spec, tensors, version, lineage, expected)
+
+
+def _ordered(blob: bytes) -> bytes:
+    """The same bytes with the metadata in order, which is another one at every save."""
+    size = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    return len(text).to_bytes(8, "little") + text + blob[8 + size :]
 
 
 def _tensors(blob: bytes, spec: TreeSpec) -> dict[str, np.ndarray]:

@@ -1,0 +1,125 @@
+"""Drift: found in the prequential scores, answered for a while.
+
+What was found is a function of the metrics' lines alone, so a run that is resumed finds it again
+by reading them. A drift found in version v changes the steps from version v + 2 on: when v's
+scores are known the next step may be on its way already, or not, and the bits must not depend
+on that.
+"""
+
+from typing import Any, Protocol
+
+from cdl_jax.errors import ConfigError
+from cdl_jax.train.config import TrainConfig
+
+LAG = 2  # versions from the finding to the first step that is changed
+
+
+class Detector(Protocol):
+    """Takes a value per version and says when their level has changed."""
+
+    def update(self, value: float) -> bool:
+        """Whether a change is found with this value."""
+        ...
+
+
+class AccuracyFall:
+    """A fall of the fast mean of accuracy below the slow one.
+
+    Args:
+      fall: share of samples.
+      fast, slow: weights of the newest value in the two means.
+    """
+
+    def __init__(self, fall: float, *, fast: float = 0.1, slow: float = 0.005):
+        self._fall, self._weights = fall, (fast, slow)
+        self._means, self._count = [0.0, 0.0], 0
+
+    def update(self, value: float) -> bool:
+        """See `Detector`; after a finding it starts anew."""
+        self._count += 1
+        self._means = [
+            m + max(w, 1 / self._count) * (value - m)
+            for m, w in zip(self._means, self._weights, strict=True)
+        ]
+        found = self._count > 30 and self._means[0] < self._means[1] - self._fall
+        if found:
+            self._means, self._count = [0.0, 0.0], 0
+        return found
+
+
+class _Rivers:
+    """A detector of River's."""
+
+    def __init__(self, detector: Any):
+        self._detector = detector
+
+    def update(self, value: float) -> bool:
+        """See `Detector`."""
+        self._detector.update(value)
+        return bool(self._detector.drift_detected)
+
+
+# The value of `threshold` by default: ADWIN's delta, Page-Hinkley's lambda, a fall of accuracy.
+DETECTORS = {"adwin": 0.002, "page_hinkley": 5.0, "accuracy": 0.1}
+
+
+def detector(name: str, threshold: float | None) -> Detector:
+    """A detector by its name.
+
+    Args:
+      name: one of `DETECTORS`.
+      threshold: ADWIN's delta, Page-Hinkley's threshold, or a fall of accuracy; None for the
+        detector's own.
+
+    Raises:
+      ConfigError: when River is not installed.
+    """
+    threshold = DETECTORS[name] if threshold is None else threshold
+    if name == "accuracy":
+        return AccuracyFall(threshold)
+    try:
+        from river import drift
+    except ImportError as error:
+        raise ConfigError(f"detector {name} needs river: pip install 'cdl_jax[drift]'") from error
+    if name == "adwin":
+        return _Rivers(drift.ADWIN(delta=threshold, clock=8))
+    return _Rivers(drift.PageHinkley(threshold=threshold, mode="up"))
+
+
+class Watch:
+    """Says which steps answer to a drift.
+
+    Attributes:
+      found: versions in whose scores a drift was found.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.found: list[int] = []
+        self._config, self._until = config, -1
+        self._detector = None
+        if config.on_drift:
+            self._detector = detector(config.detector, config.drift_threshold)
+
+    def update(self, record: dict[str, Any]) -> bool:
+        """Takes a line of the metrics; whether a drift is found in it."""
+        if self._detector is None:
+            return False
+        value = record["correct"] / record["samples"]
+        if self._config.detector != "accuracy":
+            value = record["prequential_loss"]
+        if not self._detector.update(value):
+            return False
+        self.found.append(record["version"])
+        self._until = record["position"] + self._config.drift_samples
+        return True
+
+    def answers(self, how: str, version: int, position: int) -> bool:
+        """Whether the step that makes `version` from the samples at `position` answers so."""
+        if how not in self._config.reactions() or not self.found:
+            return False
+        return version >= self.found[-1] + LAG and position < self._until
+
+    def resets(self, version: int) -> bool:
+        """Whether the optimizer is reset before the step that makes `version`."""
+        first = bool(self.found) and version == self.found[-1] + LAG
+        return first and "reset" in self._config.reactions()

@@ -1,0 +1,52 @@
+"""The initial model, scored beside the deployed one on the same samples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+_AHEAD = 500  # samples scored at a time
+
+
+class FrozenModel:
+    """Says which samples of the stream the initial model gets right, some way ahead of it.
+
+    Args:
+      tree: deployed at version 0; never donated, so the caller's own copy.
+      score: `(tree, batch) -> (bool[samples], ...)`.
+      read: `(start, stop) -> batch` of the stream's samples.
+      stop: end of the stream.
+    """
+
+    def __init__(
+        self,
+        tree: Any,
+        score: Callable[[Any, Any], Any],
+        read: Callable[[int, int], Any],
+        stop: int,
+    ):
+        self._tree, self._score, self._read, self._stop = tree, score, read, stop
+        self._first, self._marks = 0, np.zeros(0, bool)
+
+    def right(self, start: int, stop: int) -> list[int]:
+        """Which of the samples [start, stop) the initial model gets right; 1 or 0 for each."""
+        while stop > self._first + len(self._marks):
+            self._score_more(start)
+        return self._marks[start - self._first : stop - self._first].astype(int).tolist()
+
+    def state(self) -> dict[str, Any]:
+        """What was scored and not yet asked for, in JSON's types."""
+        return {"first": self._first, "marks": self._marks.astype(int).tolist()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`."""
+        self._first, self._marks = state["first"], np.array(state["marks"], bool)
+
+    def _score_more(self, start: int) -> None:
+        end = self._first + len(self._marks)
+        if start >= end:
+            self._first, self._marks, end = start, self._marks[:0], start
+        kept = self._marks[start - self._first :]
+        until = min(end + _AHEAD, self._stop)
+        right = np.asarray(self._score(self._tree, self._read(end, until))[0])
+        self._first, self._marks = start, np.concatenate([kept, right])

@@ -1,0 +1,130 @@
+"""Going on from a run's newest checkpoint, or refusing to."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cdl_jax.core import digest as digests
+from cdl_jax.core.step import TrainState, deployed
+from cdl_jax.deploy import UpdateLog
+from cdl_jax.deploy.publisher import difference
+from cdl_jax.errors import CheckpointError
+from cdl_jax.train.checkpoint import Checkpoints, Saved
+from cdl_jax.train.config import TrainConfig
+from cdl_jax.wire import decode_update
+
+
+class Start(NamedTuple):
+    """Where a run starts: at version 0, or from a checkpoint."""
+
+    state: TrainState
+    initial: Any  # the tree deployed at version 0; never donated
+    sampler: dict[str, np.ndarray]
+    progress: dict[str, Any] | None  # None at version 0
+
+
+class Writer:
+    """Writes a run's checkpoints, and the initial model once.
+
+    Args:
+      folder: the run's.
+      keep: checkpoints that stay.
+      facts: what a resume must find unchanged, in JSON's types: program and config.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int, facts: dict[str, Any]):
+        self._initial = Checkpoints(folder / "checkpoints" / "initial", keep=1)
+        self._newest = Checkpoints(folder / "checkpoints" / "newest", keep=keep)
+        self.folder, self.facts = folder, facts
+
+    def newest(self) -> Saved | None:
+        """The checkpoint to go on from."""
+        return self._newest.newest()
+
+    def save_initial(self, tree: Any) -> None:
+        """Keeps the tree deployed at version 0; durable on return."""
+        self._initial.save(0, tree, {})
+        self._initial.wait()
+
+    def initial(self, like: Any) -> Any:
+        """The tree deployed at version 0."""
+        saved = self._initial.newest()
+        if saved is None:
+            raise CheckpointError(
+                f"{self.folder} has checkpoints but no initial model; give a new --run folder"
+            )
+        return saved.restore("", like)
+
+    def save(self, version: int, state: TrainState, sampler: Any, progress: Any) -> None:
+        """Begins to write a checkpoint."""
+        record = {"progress": progress, **self.facts}
+        self._newest.save(version, {"state": state, "sampler": sampler}, record)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._initial.close()
+        self._newest.close()
+
+
+def start_from(saved: Saved, writer: Writer, like: TrainState) -> Start:
+    """The start that a checkpoint holds.
+
+    Args:
+      saved: the checkpoint.
+      writer: of its run.
+      like: a state of this run's shapes.
+
+    Raises:
+      CheckpointError: when it is of another model or optimizer.
+    """
+    state = saved.restore("state", like)
+    initial = writer.initial(deployed(like))
+    return Start(state, initial, saved.under("sampler"), saved.record["progress"])
+
+
+def check_same(saved: Saved, config: TrainConfig, writer: Writer) -> None:
+    """Whether this run makes the checkpoint's bits again.
+
+    Raises:
+      CheckpointError: names what is other, unless a new lineage is asked for.
+    """
+    for what in ("program", "config"):
+        mine, its = writer.facts[what], saved.record.get(what)
+        if mine != its and not config.new_lineage:
+            name = {"config": "configuration"}.get(what, what)
+            raise CheckpointError(
+                f"the checkpoints in {writer.folder} are of another {name} "
+                f"({difference(mine, its)}); give a new --run folder, or --new-lineage and a new "
+                "--log"
+            )
+
+
+def check_log(saved: Saved, state: TrainState, log: UpdateLog, config: TrainConfig) -> None:
+    """Whether a log is the one that a checkpoint stands in.
+
+    Raises:
+      CheckpointError: when it lacks the checkpoint's version, or holds another model there.
+    """
+    manifest = log.manifest()
+    lineage = None if manifest is None else manifest.lineage.hex()
+    if config.new_lineage and lineage != saved.record["lineage"]:
+        return
+    head = log.head()
+    if lineage != saved.record["lineage"] or head is None or head < saved.version:
+        raise CheckpointError(
+            f"the log {log.name} does not hold version {saved.version}, from which {config.run} "
+            "goes on; give the log that belongs to it, or --new-lineage and a new --log"
+        )
+    blob = log.read(saved.version) if saved.version else None
+    if blob is not None and not np.array_equal(decode_update(blob).digest, _digest(state)):
+        raise CheckpointError(
+            f"version {saved.version} in the log {log.name} leads to another model than the "
+            f"checkpoint in {config.run} holds ({digests.to_hex(_digest(state))}); give a new "
+            "--run folder"
+        )
+
+
+def _digest(state: TrainState) -> np.ndarray:
+    return np.asarray(jax.device_get(state.digest))

@@ -1,0 +1,67 @@
+"""The compiled steps of a run: the usual one, and the one that answers to a drift."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from cdl_jax.core.chain import is_sparsifier
+from cdl_jax.core.sparsify import ErrorFeedbackState
+from cdl_jax.core.step import LossFn, StepInfo, TrainState, make_step
+from cdl_jax.train.config import TrainConfig
+from cdl_jax.train.drift import Watch
+from cdl_jax.train.strategies import Plan, plan
+
+
+class Steps:
+    """Takes each step by the program that is its turn.
+
+    Which one it is follows from the settings and the metrics so far, so a run that is resumed
+    chooses the same.
+
+    Attributes:
+      usual: the step while nothing drifts.
+    """
+
+    def __init__(self, config: TrainConfig, loss_fn: LossFn):
+        denser = dataclasses.replace(config, density=config.drift_density)
+        self._plans = {False: plan(config), True: plan(denser)}
+        self._compiled = {
+            answers: make_step(loss_fn, chosen.tx, update=chosen.update)
+            for answers, chosen in self._plans.items()
+        }
+        self.usual, self._answers = self._compiled[False], False
+
+    def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
+        """Chooses the program of the step that makes `version`; the state as it takes it."""
+        if watch.resets(version):
+            state = self._reset(state)
+        answers = watch.answers("density", version, position)
+        if answers != self._answers:
+            state, self._answers = _with_slots(state, self._plans[answers]), answers
+        return state
+
+    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, StepInfo]:
+        """The step."""
+        return self._compiled[self._answers](state, None, batch)
+
+    def as_usual(self, state: TrainState) -> TrainState:
+        """The state with the usual program's shapes; as it is while that is in use."""
+        return _with_slots(state, self._plans[False]) if self._answers else state
+
+    def _reset(self, state: TrainState) -> TrainState:
+        fresh = jax.jit(self._plans[False].optimizer.init)(state.params)
+        return state._replace(opt_state=(fresh, *state.opt_state[1:]))
+
+
+def _with_slots(state: TrainState, chosen: Plan) -> TrainState:
+    """The slots of another density, empty: a step fills them and reads the residual alone."""
+    fresh = jax.jit(chosen.tx.init)(state.params)
+
+    def swap(old: Any, new: Any) -> Any:
+        if isinstance(old, ErrorFeedbackState):
+            return old._replace(indices=new.indices, values=new.values)
+        return old
+
+    opt_state = jax.tree.map(swap, state.opt_state, fresh, is_leaf=is_sparsifier)
+    return state._replace(opt_state=opt_state)

@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from cdl_jax.errors import CheckpointError
+from cdl_jax.train.checkpoint import Checkpoints
+
+
+def odd_bits(dtype, shape=(3, 5)):
+    """Every kind of bits: NaNs with payloads, -0.0, subnormals, infinities."""
+    size = np.dtype(dtype).itemsize
+    words = np.random.default_rng(0).integers(0, 256, (*shape, size), dtype=np.uint8)
+    return words.view(dtype).reshape(shape)
+
+
+def tree_of_all_kinds():
+    return {
+        "f32": jnp.asarray(odd_bits(np.float32)),
+        "bf16": jnp.asarray(odd_bits(ml_dtypes.bfloat16)),
+        "f16": jnp.asarray(odd_bits(np.float16)),
+        "i32": jnp.asarray(odd_bits(np.int32)),
+        "u8": jnp.asarray(odd_bits(np.uint8)),
+        "mask": jnp.array([True, False]),
+        "nested/with~signs": {"count": jnp.zeros((), jnp.uint32), "empty": jnp.zeros((0, 3))},
+        "key": jax.random.key(7),
+        "keys": jax.random.split(jax.random.key(7, impl="rbg"), 3),
+        "wide": np.arange(5, dtype=np.int64) << 40,
+    }
+
+
+def bits(tree):
+    out = []
+    for leaf in jax.tree.leaves(tree):
+        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        host = np.asarray(jax.random.key_data(leaf) if typed else leaf)
+        out.append((str(leaf.dtype), leaf.shape, host.tobytes()))
+    return out
+
+
+def test_every_bit_comes_back_with_its_dtype_and_the_kind_of_each_key(tmp_path):
+    tree = tree_of_all_kinds()
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(3, {"state": tree, "sampler": {"wide": tree["wide"]}}, {"a": [1, "x"]})
+    checkpoints.close()
+    saved = Checkpoints(tmp_path / "c").newest()
+    wide = tree.pop("wide")
+    like = jax.eval_shape(lambda: tree)
+    assert bits(saved.restore("state", like)) == bits(tree)
+    assert (saved.version, saved.record["a"]) == (3, [1, "x"])
+    found = saved.under("sampler")["wide"]
+    assert found.dtype == wide.dtype
+    assert found.tolist() == wide.tolist()
+
+
+def test_what_is_saved_is_the_tree_at_the_call_though_it_is_donated_at_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=9)
+    bump = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros(300_000)
+    for version in range(6):
+        checkpoints.save(version, {"x": x}, {})
+        held = x
+        x = bump(x)
+        assert held.is_deleted()  # no view is left that would keep the step from its place
+    checkpoints.wait()
+    for version in range(6):
+        arrays = checkpoints._orbax.load(version)
+        assert (arrays["x"].view(np.float32) == version).all()
+
+
+def test_the_newest_stay_and_a_half_written_one_is_never_chosen(tmp_path):
+    folder = tmp_path / "c"
+    checkpoints = Checkpoints(folder, keep=2)
+    for version in (1, 5, 9):
+        checkpoints.save(version, {"x": jnp.ones(4)}, {"version": version})
+    checkpoints.close()
+    assert sorted(p.name for p in folder.iterdir()) == ["5", "9"]
+    draft = folder / "13.orbax-checkpoint-tmp"
+    (draft / "state").mkdir(parents=True)
+    again = Checkpoints(folder, keep=2)
+    assert again.newest().version == 9
+    assert not draft.exists()
+
+
+def test_another_models_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.newest() is None
+    checkpoints.save(2, {"state": {"w": jnp.ones(3)}}, {})
+    saved = checkpoints.newest()
+    with pytest.raises(CheckpointError, match=r"version 2 has uint32\[3\] for state/w, this run"):
+        saved.restore("state", {"w": jnp.ones(4)})
+    with pytest.raises(CheckpointError, match="has nothing for state/v"):
+        saved.restore("state", {"v": jnp.ones(3)})
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot read or write the checkpoints in"):
+        Checkpoints(tmp_path / "file" / "c")

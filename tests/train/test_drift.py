@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from cdl_jax.errors import ConfigError
+from cdl_jax.train import TrainConfig
+from cdl_jax.train.drift import DETECTORS, AccuracyFall, Watch
+
+
+def records(values, samples=8):
+    """Lines of metrics in which the accuracy is as given, and the loss falls as it rises."""
+    for version, value in enumerate(values, 1):
+        correct = round(float(value) * samples)
+        yield {
+            "version": version, "position": 100 + samples * version, "samples": samples,
+            "correct": correct, "prequential_loss": 3 * (1 - correct / samples),
+        }  # fmt: skip
+
+
+def sudden(at=300, length=500):
+    rng = np.random.default_rng(0)
+    means = np.where(np.arange(length) < at, 0.95, 0.4)
+    return rng.binomial(8, means) / 8
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_sudden_drift_is_found_soon_and_nothing_before(name):
+    if name != "accuracy":
+        pytest.importorskip("river")
+    watch = Watch(TrainConfig(on_drift="share", detector=name))
+    for record in records(sudden()):
+        watch.update(record)
+    assert watch.found
+    assert 300 < watch.found[0] < 330
+    calm = Watch(TrainConfig(on_drift="share", detector=name))
+    assert not any(calm.update(record) for record in records(sudden(at=500)))
+
+
+def test_rivers_detectors_are_rivers():
+    drift = pytest.importorskip("river").drift
+    theirs, mine = drift.PageHinkley(threshold=5.0, mode="up"), []
+    for record in records(sudden(length=900) + 0.0):
+        theirs.update(record["prequential_loss"])
+        mine += [record["version"]] * theirs.drift_detected
+    watch = Watch(TrainConfig(on_drift="share", detector="page_hinkley"))
+    for record in records(sudden(length=900)):
+        watch.update(record)
+    assert watch.found == mine
+
+
+def test_an_answer_begins_two_versions_later_and_lasts_as_long_as_it_should():
+    config = TrainConfig(on_drift="share+reset", detector="accuracy", drift_samples=24)
+    watch = Watch(config)
+    found = next(r for r in records(sudden()) if watch.update(r))
+    version, position = found["version"], found["position"]
+    answers = [watch.answers("share", version + i, position + 8 * (i - 1)) for i in range(1, 6)]
+    assert answers == [False, True, True, False, False]
+    assert not watch.answers("density", version + 2, position + 8)
+    assert [watch.resets(version + i) for i in (1, 2, 3)] == [False, True, False]
+
+
+def test_nothing_is_watched_unless_asked():
+    watch = Watch(TrainConfig())
+    assert not any(watch.update(record) for record in records(sudden()))
+
+
+def test_a_fall_needs_thirty_versions_and_starts_anew():
+    fall = AccuracyFall(0.1)
+    assert not any(fall.update(x) for x in [1.0] * 5 + [0.0] * 20)
+    fall = AccuracyFall(0.1)
+    assert [i for i, x in enumerate([1.0] * 60 + [0.0] * 80) if fall.update(x)] == [61]
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ConfigError, match="on_drift is 'panic'; give one of share, density"):
+        TrainConfig(on_drift="share+panic").checked()
+    with pytest.raises(ConfigError, match="drift_share is 0; give a share"):
+        TrainConfig(drift_share=0).checked()
+    with pytest.raises(ConfigError, match="trigger_seconds needs --run"):
+        TrainConfig(trigger_seconds=1.0, log="x").checked()
+    with pytest.raises(ConfigError, match="new_lineage needs --run"):
+        TrainConfig(new_lineage=True).checked()

@@ -1,0 +1,182 @@
+"""A run that is stopped anywhere goes on to the same bytes, or says why it does not."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from cdl_jax.deploy import Replica, open_log
+from cdl_jax.errors import CheckpointError, LogError
+from cdl_jax.train import TrainConfig, job, run
+from cdl_jax.train.checkpoint import Checkpoints
+from cdl_jax.train.records import Records
+
+QUICK = TrainConfig(
+    initial_samples=128, epochs=1, limit=80, trigger=8, batch_size=32, density=0.01,
+    snapshot_every=4, digest_every=0, checkpoint_every=3,
+)  # fmt: skip
+CLOCKS = ("full_at", "made_at", "acknowledged_at")
+
+
+class Crash(BaseException):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def go(path, **changes):
+    places = {"log": str(path / "log"), "run": str(path / "run")}
+    return run(dataclasses.replace(QUICK, **{**places, **changes}).checked())
+
+
+def crash(monkeypatch, path, version, **changes):
+    """Ends a run behind the log's append of a version, before its line of metrics."""
+    line = Records.line
+
+    def crashing(self, record):
+        if record["version"] == version:
+            self._lines.write('{"version": 7, "half')
+            raise Crash
+        line(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "line", crashing)
+        with pytest.raises(Crash):
+            go(path, **changes)
+
+
+def same_lineage(path, other):
+    """Gives a log yet to be begun the first record of another: it holds a random number."""
+    (other / "log").mkdir(parents=True)
+    shutil.copy(path / "log" / "log.json", other / "log")
+
+
+def remains(path):
+    saved = Checkpoints(path / "run" / "checkpoints" / "newest").newest()
+    arrays = {name: (x.dtype, x.shape, x.tobytes()) for name, x in saved.arrays.items()}
+    arrays.pop("state/key", None)
+    progress = dict(saved.record["progress"])
+    progress["summary"] = {k: v for k, v in progress["summary"].items() if k != "seconds"}
+    progress.pop("metrics_bytes")
+    rows = [json.loads(x) for x in (path / "run" / "metrics.jsonl").read_text().splitlines()]
+    objects = {
+        str(p.relative_to(path / "log")): p.read_bytes()
+        for p in (path / "log").rglob("*")
+        if p.is_file() and "owner" not in p.parts
+    }
+    metrics = [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
+    return {"arrays": arrays, "progress": progress, "metrics": metrics, "log": objects}
+
+
+def assert_same(found, expected):
+    for part, values in expected.items():
+        assert found[part] == values, part
+
+
+DRIFTING = {
+    "on_drift": "share+window+density+reset", "detector": "accuracy", "drift_threshold": -1.0,
+    "drift_samples": 32, "drift_window": 20, "label_delay": 12, "history": "inverse_use",
+    "limit": 280, "checkpoint_every": 33,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    with jax.numpy_dtype_promotion("standard"):
+        go(path, **DRIFTING)
+    return path
+
+
+def test_a_run_that_stopped_makes_the_same_bytes(tmp_path, monkeypatch, whole):
+    """Stopped while it answers a drift, by another program, with labels that are still to come."""
+    rows = remains(whole)["metrics"]
+    found = [row["version"] for row in rows if row.get("drift")]
+    assert found == [31]  # the detector, which finds one at once, waits for 30 versions
+    entries = [row["entries"] for row in rows]
+    assert entries[30:35] == [entries[0]] * 2 + [entries[32]] * 3
+    assert entries[32] > 8 * entries[0]  # two versions later, for the rest of 32 samples
+    same_lineage(whole, tmp_path)
+    crash(monkeypatch, tmp_path, 34, **DRIFTING)
+    log = open_log(str(tmp_path / "log"))
+    assert log.head() == 34
+    begun = []
+    monkeypatch.setattr(job, "fit", lambda *a, **k: begun.append(1))
+    go(tmp_path, **DRIFTING)
+    assert not begun  # initial training is not done again
+    assert_same(remains(tmp_path), remains(whole))
+
+
+def test_what_a_checkpoint_cannot_go_on_to_is_refused(tmp_path, monkeypatch, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = remains(tmp_path)
+    with pytest.raises(CheckpointError, match=r"another configuration \(density is 0.02 here"):
+        go(tmp_path, **DRIFTING, density=0.02)
+    other = job.program() | {"jax": "0.0.1"}
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "program", lambda: other)
+        with pytest.raises(CheckpointError, match=r"another program \(jax is '0.0.1' here"):
+            go(tmp_path, **DRIFTING)
+        with pytest.raises(LogError, match="another program"):
+            go(tmp_path, **DRIFTING, new_lineage=True)  # on the old log
+    with pytest.raises(CheckpointError, match="does not hold version 35"):
+        go(tmp_path, **DRIFTING, log=str(tmp_path / "new"))
+    (tmp_path / "log" / "updates" / "000000000035").write_bytes(
+        (tmp_path / "log" / "updates" / "000000000034").read_bytes()
+    )
+    with pytest.raises(CheckpointError, match="leads to another model than the checkpoint"):
+        go(tmp_path, **DRIFTING)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert remains(tmp_path)["metrics"] == before["metrics"]
+    shutil.copy(whole / "log" / "updates" / "000000000035", tmp_path / "log" / "updates")
+    metrics.write_text("")
+    with pytest.raises(CheckpointError, match="it was changed; give a new --run"):
+        go(tmp_path, **DRIFTING)
+
+
+def test_a_new_lineage_goes_on_from_the_checkpoint_in_a_log_of_its_own(tmp_path, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    changes = DRIFTING | {"learning_rate": 1e-4, "limit": 296, "new_lineage": True}
+    summary = go(tmp_path, **changes, log=str(tmp_path / "new"))
+    old, new = open_log(str(whole / "log")), open_log(str(tmp_path / "new"))
+    assert (new.newest_snapshot(), new.head(), new.read(35)) == (37, 37, None)
+    assert new.manifest().lineage != old.manifest().lineage
+    replica = Replica(new)
+    assert replica.full_digest() == summary.digest
+    assert [r["version"] for r in remains(tmp_path)["metrics"]] == list(range(1, 38))
+
+
+def test_a_replay_reads_when_the_time_trigger_fired(tmp_path, monkeypatch):
+    timed = {"trigger_seconds": 0.2, "pace": 100.0, "digest_every": 0}
+    crash(monkeypatch, tmp_path, 2, **timed)
+    stops = (tmp_path / "run" / "triggers.txt").read_text().splitlines()
+    log = open_log(str(tmp_path / "log"))
+    blobs = [log.read(v) for v in range(1, log.head() + 1)]
+    with (tmp_path / "run" / "triggers.txt").open("a") as file:
+        file.write("9")  # cut short by a kill
+    summary = go(tmp_path, **timed)
+    assert (tmp_path / "run" / "triggers.txt").read_text().splitlines()[: len(stops)] == stops
+    assert [log.read(v) for v in range(1, len(blobs) + 1)] == blobs
+    assert summary.samples == 80
+    samples = [row["samples"] for row in remains(tmp_path)["metrics"]]
+    assert sum(samples) == 80
+    assert max(samples) <= 32
+
+
+def test_killed_runs_leave_what_one_never_killed_leaves(tmp_path):
+    """The short form of `make resume-faults`."""
+    script = (
+        "import pathlib, sys; from experiments.resume_faults import campaign;"
+        "out = campaign(2, 1, pathlib.Path(sys.argv[1]), policies=['inverse_use']);"
+        "print(out); sys.exit(out['equal'] != 2 or out['kills'] < 2)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
