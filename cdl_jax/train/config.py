@@ -8,6 +8,7 @@ from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import MODELS
+from cdl_jax.train.tracking import TRACKERS
 
 Policy = Literal["uniform", "window", "exponential", "inverse_use", "balanced", "reservoir"]
 Strategy = Literal["sparse", "proactive", "online"]
@@ -18,6 +19,7 @@ _FREE = (
     "data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every",
     "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
+    "track",
 )  # fmt: skip
 
 _COUNTS = (
@@ -46,6 +48,8 @@ class TrainConfig:
     """Log of versions to publish to: a folder or URL. None publishes nothing."""
     run: str | None = None
     """Folder for metrics.jsonl, summary.json and config.toml. None writes nothing."""
+    track: str = ""
+    """Where the metrics go besides --run, joined by +: tensorboard, wandb, mlflow."""
     seed: int = 0
     """Of initial weights, sampling and compression."""
     initial_samples: int = -1
@@ -155,6 +159,10 @@ class TrainConfig:
         """The settings that the bits of the log depend on: all but places, pace and length."""
         return {name: x for name, x in vars(self).items() if name not in _FREE}
 
+    def trackers(self) -> list[str]:
+        """Where the metrics go, too."""
+        return self.track.split("+") if self.track else []
+
     def reactions(self) -> list[str]:
         """What a drift is answered with."""
         return self.on_drift.split("+") if self.on_drift else []
@@ -185,6 +193,8 @@ class TrainConfig:
         for name in ("density", "drift_density", "drift_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a share in (0, 1]")
+        for name in self.trackers():
+            _one_of("track", name, TRACKERS)
         for name in self.reactions():
             _one_of("on_drift", name, REACTIONS)
         if not 1 <= self.bits <= 16:

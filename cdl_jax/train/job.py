@@ -83,6 +83,8 @@ def _trained(
             stack.enter_context(contextlib.closing(writer))
         model = classifier(create_model(config.model, data.classes), (data.mean, data.std))
         start = _start(config, data, model, records, writer, log)
+        records.about({"seed": config.seed, "program": program()})
+        records.track(config.trackers(), vars(config))
         trainer = ContinuousTrainer(config, data, model, start, records, writer)
         if log is not None and owner is not None:
             trainer.publisher = _publisher(config, log, owner, trainer, key)

@@ -1,15 +1,22 @@
 """What a run writes down and shows: JSON lines, a summary, a progress bar."""
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
+import platform
+import shutil
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import rich.progress
 
 from cdl_jax.errors import CheckpointError, ConfigError
+from cdl_jax.train.tracking import Tracker, numbers, tracker
+
+_PACKAGES = ("cdl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Records:
@@ -25,6 +32,23 @@ class Records:
         self._lines: Any = None
         self._stops: Any = None
         self._recorded: dict[int, int] = {}
+        self._trackers: list[Tracker] = []
+
+    def about(self, facts: dict[str, Any]) -> None:
+        """Writes about.json: the facts, the versions of what made them, and the commit."""
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=pathlib.Path(__file__).parent,
+            capture_output=True, text=True, check=False,
+        ).stdout.strip() if shutil.which("git") else ""  # fmt: skip
+        versions = {d.name: d.version for d in importlib.metadata.distributions()}
+        made_by = {name: versions.get(name, "") for name in _PACKAGES}
+        about = {**facts, "versions": {"python": platform.python_version(), **made_by}}
+        self.text("about.json", json.dumps({**about, "commit": commit}, indent=1) + "\n")
+
+    def track(self, names: Sequence[str], config: dict[str, Any]) -> None:
+        """Sends the numbers of every version from now on to these trackers, too."""
+        if self.folder is not None:
+            self._trackers += [tracker(name, self.folder, config) for name in names]
 
     def begin(self) -> None:
         """Starts both files anew."""
@@ -51,9 +75,11 @@ class Records:
         self._lines.truncate(metrics_bytes)
 
     def line(self, record: dict[str, Any]) -> None:
-        """Appends one record."""
+        """Appends one record, and tells the trackers its numbers."""
         if self._lines is not None:
             self._lines.write(json.dumps(record) + "\n")
+        for writer in self._trackers:
+            writer.log(record["version"], numbers(record))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The records written so far."""
@@ -83,8 +109,8 @@ class Records:
             (self.folder / name).write_text(content)
 
     def close(self) -> None:
-        """Closes the files."""
-        for file in (self._lines, self._stops):
+        """Closes the files and the trackers."""
+        for file in (self._lines, self._stops, *self._trackers):
             if file is not None:
                 file.close()
 
