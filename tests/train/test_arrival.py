@@ -28,3 +28,23 @@ def test_paced_triggers_wait_for_their_last_sample():
     time.sleep(0.1)
     assert late.next_is_here()
     assert next(iterator).full_at <= time.time() - 0.03  # full when it arrived, not when taken
+
+
+def test_recorded_triggers_come_again_at_once_and_then_the_others():
+    begin = time.monotonic()
+    arrivals = Arrivals(0, 40, 8, pace=100.0, recorded=[5, 11, 30])
+    spans = [(t.start, t.stop) for t in arrivals]
+    assert spans == [(0, 5), (5, 11), (11, 30), (30, 38), (38, 40)]
+    assert time.monotonic() - begin >= 0.1  # the pace begins after the recorded ones
+
+
+def test_a_time_trigger_takes_what_has_arrived_up_to_a_batch():
+    spans = [(t.start, t.stop) for t in Arrivals(0, 60, 16, pace=200.0, seconds=0.05)]
+    assert [a for a, _ in spans[1:]] == [b for _, b in spans[:-1]]
+    assert (spans[0][0], spans[-1][1]) == (0, 60)
+    sizes = [b - a for a, b in spans]
+    assert max(sizes) <= 16
+    assert min(sizes) >= 1
+    assert min(sizes[:-1]) < 16  # about ten each
+    late = Arrivals(0, 32, 16, pace=1e6, seconds=60.0)
+    assert [(t.start, t.stop) for t in late] == [(0, 16), (16, 32)]  # full batches do not wait

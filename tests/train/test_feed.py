@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from cdl_jax.data import from_arrays
+from cdl_jax.train import TrainConfig
+from cdl_jax.train.arrival import Trigger
+from cdl_jax.train.feed import Feed
+
+
+def make(**changes):
+    images = np.arange(200, dtype=np.uint8).reshape(200, 1, 1, 1)
+    data = from_arrays(images, np.arange(200) % 4, mean=(0.5,), std=(0.5,))
+    settings = {"initial_samples": 100, "batch_size": 16, "trigger": 4, **changes}
+    return Feed(TrainConfig(**settings).checked(), data)
+
+
+def positions(feed, trigger, **options):
+    batch = feed.batch(trigger, 7, **{"share": 0.0, "window": None, **options})
+    return batch["image"].reshape(-1).tolist()
+
+
+def test_a_batch_is_history_then_the_new_samples():
+    got = positions(make(), Trigger(100, 104, 0.0))
+    assert len(set(got)) == 16
+    assert got[12:] == [100, 101, 102, 103]
+    assert max(got[:12]) < 100
+
+
+@pytest.mark.parametrize(("share", "recent"), [(0.1, 4), (0.5, 8), (1.0, 16)])
+def test_a_share_of_the_most_recent_samples(share, recent):
+    got = positions(make(), Trigger(100, 104, 0.0), share=share)
+    assert len(set(got)) == 16
+    assert got[16 - recent :] == list(range(104 - recent, 104))
+    assert all(p < 104 - recent for p in got[: 16 - recent])
+
+
+def test_a_window_shortens_the_history():
+    got = positions(make(history="balanced"), Trigger(100, 104, 0.0), window=20)
+    assert min(got) >= 80
+    assert len(set(got)) == 16
+
+
+def test_without_the_new_ones_as_such_the_draw_may_hold_them():
+    feed = make(include_new=False, batch_size=104)
+    assert sorted(positions(feed, Trigger(100, 104, 0.0))) == list(range(104))
+
+
+def test_online_batches_are_what_arrived():
+    assert positions(make(strategy="online"), Trigger(100, 103, 0.0)) == [100, 101, 102]
+
+
+def test_samples_are_padded_to_one_size():
+    batch = make().read(198, 200, size=4)
+    assert batch["image"].reshape(-1).tolist() == [198, 199, 199, 199]
