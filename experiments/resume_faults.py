@@ -57,6 +57,7 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory(prefix="cdl_jax-faults-") as folder:
         result = campaign(options.runs, options.seed, pathlib.Path(folder), options.minutes)
     command = f"python -m experiments.resume_faults --runs {options.runs} --seed {options.seed}"
+    command += f" --minutes {options.minutes:g}"
     if options.results:
         save(options.results, "resume_faults.json", in_a_child(conditions, command) | result)
     return 0 if result["equal"] == result["runs"] else 1
