@@ -70,8 +70,8 @@ class Follower:
                     self._log.wait(self._replica.version + 1, WAIT_SECONDS)
                 self.last_error = None
                 pauses.over()
-            except LogError as error:
-                self.last_error = str(error)
+            except Exception as error:  # a full memory, say: what is served stays whole
+                self.last_error = str(error) or repr(error)
                 if isinstance(error, RefusedUpdateError):
                     self._metrics.refused.labels(error.reason).inc()
                 pauses.take(error)

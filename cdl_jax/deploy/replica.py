@@ -90,7 +90,7 @@ class Replica:
         self.last_error: str | None = None
         self.held_back: str | None = None
         self._pinned, self._looked = at, time.monotonic()
-        snapshot = self._snapshot(self._newest() if at is None else self._start_of(at))
+        snapshot = self._newest_whole() if at is None else self._snapshot(self._start_of(at))
         front, spare = (
             Buffer(make_model(snapshot), snapshot.version, snapshot.digest) for _ in range(2)
         )
@@ -244,6 +244,18 @@ class Replica:
             return False
         self._serve(self._buffers.load(self._snapshot(newest)))
         return True
+
+    def _newest_whole(self) -> Snapshot:
+        """The newest snapshot that is not damaged; the updates after it lead on."""
+        newest = self._newest()
+        try:
+            return self._snapshot(newest)
+        except LogError:
+            for version in reversed(self._log.snapshots()):
+                if version < newest:
+                    with contextlib.suppress(LogError):
+                        return self._snapshot(version)
+            raise
 
     def _newest(self) -> int:
         version = self._log.newest_snapshot()

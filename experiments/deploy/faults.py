@@ -16,6 +16,7 @@ Expected: 0 failures. Processes are forked from one that has loaded everything a
 """
 
 import collections
+import contextlib
 import dataclasses
 import faulthandler
 import os
@@ -151,17 +152,22 @@ class Run:
             for _ in range(self.rng.randint(1, 3)):
                 time.sleep(self.rng.random() * 0.25)
                 self._break(self.rng.choice(KINDS))
-            end = time.monotonic() + PATIENCE
-            while not self._all_done():
-                if time.monotonic() > end:
-                    raise Failure(f"no end within {PATIENCE} s")
-                time.sleep(0.005)
+            self._wait()
             self._check()
         finally:
             for actor in [self.writer, *self.replicas]:
                 actor.kill()
             if self.broker:
                 self.broker.kill()
+
+    def _wait(self) -> None:
+        """Until all have ended. Counts its own turns, so that a machine may stand still."""
+        turns = 0
+        while not self._all_done():
+            turns += 1
+            if turns > PATIENCE / 0.01:
+                raise Failure(f"no end within {PATIENCE} s")
+            time.sleep(0.01)
 
     def _all_done(self) -> bool:
         ended = [actor.done() for actor in (self.writer, *self.replicas)]  # asks each of them
@@ -292,24 +298,18 @@ def _note(text: str) -> None:
 
 
 def main(options: Options) -> int:
-    """Runs the campaign; 0 when no run failed."""
+    """Runs the campaign; 0 when no run failed. Ctrl-C ends it early, with a report."""
     faults: collections.Counter[str] = collections.Counter()
-    failures, begun = [], time.monotonic()
-    for seed in rich.progress.track(range(options.first, options.first + options.runs), "faults"):
-        folder = pathlib.Path(tempfile.mkdtemp(prefix="cdl_jax-faults-"))
-        run = Run(seed, folder, options.versions, faults)
-        try:
-            run.play()
-        except Failure as error:
-            notes = folder / "notes"
-            said = notes.read_text().splitlines()[-40:] if notes.exists() else []
-            failures.append({"seed": seed, "folder": str(folder), "why": str(error), "notes": said})
-            print(f"seed {seed}: {error}", file=sys.stderr)
-            continue
-        shutil.rmtree(folder)
+    failures: list[dict[str, Any]] = []
+    begun, runs, seeds = time.monotonic(), 0, range(options.first, options.first + options.runs)
+    with contextlib.suppress(KeyboardInterrupt):
+        for seed in rich.progress.track(seeds, "faults"):
+            failure = play(seed, options.versions, faults)
+            failures += [failure] if failure else []
+            runs += 1
     result = {
-        "command": f"python -m experiments.deploy.faults --runs {options.runs}",
-        "runs": options.runs,
+        "command": f"python -m experiments.deploy.faults --runs {runs} --first {options.first}",
+        "runs": runs,
         "failures": failures,
         "faults": dict(sorted(faults.items())),
         "faults_in_all": sum(faults.values()),
@@ -321,6 +321,20 @@ def main(options: Options) -> int:
     else:
         print(result)
     return 1 if failures else 0
+
+
+def play(seed: int, versions: int, faults: "collections.Counter[str]") -> dict[str, Any] | None:
+    """One run; None, or what went wrong, with its folder left in place."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="cdl_jax-faults-"))
+    try:
+        Run(seed, folder, versions, faults).play()
+    except Failure as error:
+        notes = folder / "notes"
+        said = notes.read_text().splitlines()[-40:] if notes.exists() else []
+        print(f"seed {seed}: {error}", file=sys.stderr, flush=True)
+        return {"seed": seed, "folder": str(folder), "why": str(error), "notes": said}
+    shutil.rmtree(folder)
+    return None
 
 
 if __name__ == "__main__":

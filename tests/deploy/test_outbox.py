@@ -68,7 +68,8 @@ def test_wait_gives_up_after_its_patience(tmp_path):
 def test_go_on_trains_and_publishes_in_order_later(tmp_path):
     run = Run(tmp_path, on_failure=policy("go_on"))
     run.publish(3)
-    replica = Replica(run.log)
+    replica, written, append = Replica(run.log), [], run.log.append
+    run.log.append = lambda version, *rest: (append(version, *rest), written.append(version))
     with Broken(tmp_path):
         run.publish(9)
         assert not run.publisher.outbox.empty
@@ -78,6 +79,7 @@ def test_go_on_trains_and_publishes_in_order_later(tmp_path):
         assert run.log.newest_snapshot() == 0  # never a snapshot before the update it stands on
     run.publisher.outbox.flush()
     assert (run.log.head(), run.log.newest_snapshot()) == (12, 10)
+    assert written == list(range(4, 13))
     replica.catch_up()
     assert replica.full_digest() == run.digest()
 

@@ -195,3 +195,14 @@ def test_a_lease_names_the_version_and_digest_that_its_tree_has(tmp_path):
     with replica.lease() as lease:
         assert lease.version == 2
         assert to_hex(lease.digest) == tree_digest(jax.tree.map(np.asarray, lease.tree))
+
+
+def test_a_damaged_snapshot_is_passed_over_for_an_older_one(tmp_path):
+    run, digests = published(tmp_path, 13)
+    for version in (10, 5):
+        path = tmp_path / "snapshots" / f"{version:012d}.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+        replica = Replica(run.log)
+        assert replica.version == version - 5
+        replica.catch_up()
+        assert replica.full_digest() == digests[13]

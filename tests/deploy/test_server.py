@@ -294,3 +294,28 @@ def test_no_batch_mixes_two_versions(tmp_path):
             assert len(seen) > 3
 
     asyncio.run(go())
+
+
+def test_whatever_fails_while_following_is_told_and_tried_again(tmp_path, monkeypatch):
+    run, advance, full = Run(tmp_path), Replica.advance, [False]
+
+    def failing(self):
+        if full[0]:
+            raise MemoryError("no more of it")
+        return advance(self)
+
+    monkeypatch.setattr(Replica, "advance", failing)
+
+    async def go():
+        async with serving(tmp_path) as client:
+            full[0] = True
+            run.publish()
+            error = ""
+            while "no more of it" not in error:
+                await asyncio.sleep(0.02)
+                error = (await client.get("/version")).json()["last_error"] or ""
+            full[0] = False
+            await until(lambda: client.replica.version == 1)
+            assert (await client.get("/healthz")).status_code == 200
+
+    asyncio.run(asyncio.wait_for(go(), 30))
