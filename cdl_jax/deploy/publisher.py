@@ -107,7 +107,8 @@ class Publisher:
         publisher = cls(
             log, owner, manifest, snapshot_every, snapshot_bytes, retention, outbox, key
         )
-        if log.newest_snapshot() is None:  # else it has one that leads to this version
+        head = log.head()  # a broker may have lost what led to this version
+        if head is None or head < version:
             publisher._snapshot(version, tensors, digests.numpy_digest(tensors))
         return publisher
 
