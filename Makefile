@@ -43,6 +43,9 @@ mnist-digests: $(READY)
 	$(BIN)/python -m experiments.mnist_digests --backend numpy
 	$(BIN)/python -m experiments.mnist_digests --backend jax
 
+mnist-values: $(READY)
+	$(BIN)/python -m experiments.mnist_values
+
 fuzz: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,fuzz]'
 	$(BIN)/python -m experiments.fuzz

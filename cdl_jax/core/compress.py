@@ -8,7 +8,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from cdl_jax.core import select
+from cdl_jax.core import rounding, select
+from cdl_jax.core.rounding import Values
 
 Scope = Literal["tensor", "global"]
 
@@ -21,6 +22,7 @@ class Compressor:
       density: share of entries sent, for documentation and as the default of the model state's.
       scope: "tensor" picks in each tensor, "global" over their concatenation.
       slots: entries to reserve for a tensor (or concatenation) of n entries.
+      values: how the new values of float32 leaves are sent, see `top_k`.
       compress: `(updates, residuals, ks, global_scope=, key=)` to
         `(indices, sent, residuals)`, as in `core.select`.
     """
@@ -29,38 +31,42 @@ class Compressor:
     scope: Scope
     slots: Callable[[int], int]
     compress: Callable[..., select.Selected]
+    values: Values = "float32"
 
 
-def top_k(density: float, *, scope: Scope = "tensor") -> Compressor:
+def top_k(density: float, *, scope: Scope = "tensor", values: Values = "float32") -> Compressor:
     """Sends the entries of largest magnitude, ties to the lowest index.
 
     Args:
       density: share of entries sent, in (0, 1]; of n entries max(1, floor(density * n)) are.
       scope: "tensor" (the paper's) or "global".
+      values: of float32 leaves: "float32" exactly; "bf16", "f16" new values rounded to 16 bits;
+        "int8", "int4", "int2" increments of so many bits, with a power of two as the section's
+        scale. What the rounding loses stays in the residual.
 
     Raises:
-      ValueError: for another density or scope.
+      ValueError: for another density, scope or form of values.
 
     References:
       Prapas et al. 2021, section 4; Stich et al., Sparsified SGD with Memory, 2018.
     """
-    _check(density, scope)
+    _check(density, scope, values)
 
     def compress(updates, residuals, ks, *, global_scope, key):
         del key
         return select.error_feedback_top_k(updates, residuals, ks, global_scope=global_scope)
 
-    return Compressor(density, scope, _share(density), compress)
+    return Compressor(density, scope, _share(density), compress, values)
 
 
-def random_k(density: float, *, scope: Scope = "tensor") -> Compressor:
+def random_k(density: float, *, scope: Scope = "tensor", values: Values = "float32") -> Compressor:
     """Sends entries drawn uniformly without replacement; arguments as in `top_k`.
 
     References:
       Stich et al., Sparsified SGD with Memory, 2018.
     """
-    _check(density, scope)
-    return Compressor(density, scope, _share(density), select.error_feedback_random_k)
+    _check(density, scope, values)
+    return Compressor(density, scope, _share(density), select.error_feedback_random_k, values)
 
 
 def quantize(bits: int) -> Compressor:
@@ -111,7 +117,8 @@ def _share(density: float) -> Callable[[int], int]:
     return lambda n: entries_sent(density, n)
 
 
-def _check(density: float, scope: str) -> None:
+def _check(density: float, scope: str, values: str) -> None:
+    rounding.check(values)
     if isinstance(density, jax.Array):
         raise TypeError(
             "density must be a Python number, for it sets shapes; under optax.inject_hyperparams "

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax.core import digest, layout
+from cdl_jax.core import digest, layout, rounding
 from cdl_jax.core.tree import from_bits, is_trainable, to_bits
 from cdl_jax.native import available, entries
 
@@ -65,6 +65,18 @@ def make_section(spec: layout.TreeSpec, places: tuple[int, ...], slots: int) -> 
 def carry(section: Section, values: jax.Array) -> jax.Array:
     """`SparseUpdate.values` of a section as bits, [k]."""
     return to_bits(values) if values.dtype != section.bits else values
+
+
+def bits_of(
+    section: Section, old: jax.Array | None, values: jax.Array, scale: jax.Array | None
+) -> jax.Array:
+    """New bits of entries, from their values, or from their `old` bits, levels and a scale."""
+    if scale is None:
+        return carry(section, values)
+    if set(section.dtypes) != {"float32"}:
+        raise ValueError(f"levels are for float32 leaves, got {sorted(set(section.dtypes))}")
+    assert old is not None
+    return rounding.resolve_levels(old, values, scale)
 
 
 def uncarry(section: Section, bits: jax.Array) -> jax.Array:

@@ -32,6 +32,7 @@ class Entry(NamedTuple):
     places: tuple[int, ...]
     indices: jax.Array
     values: jax.Array
+    scale: jax.Array | None = None  # with int8 levels
 
 
 def ship(
@@ -79,6 +80,7 @@ def nothing(update: SparseUpdate, digest: jax.Array, base: jax.Array) -> SparseU
         indices=tuple(past_any_end),
         values=tuple(jnp.zeros(v.shape, v.dtype) for v in update.values),
         counts=jnp.zeros(update.counts.shape, jnp.int32),
+        scales=jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), update.scales),
         base=base,
         version=base + jnp.uint32(1),
         digest=digest,
@@ -100,12 +102,12 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
             "these leaves whole"
         )
     entries = []
-    for places, indices, values in zip(
-        sparsify.state_sections(state, spec, PARAMS), state.indices, state.values, strict=True
-    ):
+    where = sparsify.state_sections(state, spec, PARAMS)
+    rows = zip(where, state.indices, state.values, state.scales, strict=True)
+    for places, indices, values, scale in rows:
         if not {spec.leaves[i].name[len(PARAMS) + 1 :] for i in places} & set(dense):
             plan = sections.make_section(spec, places, indices.size)
-            entries.append(Entry(places, _sent_if(emitted, indices, plan), values))
+            entries.append(Entry(places, _sent_if(emitted, indices, plan), values, scale))
         elif len(places) > 1:
             raise ValueError(
                 "global scope cannot ship some of its leaves whole: use scope='tensor'"
@@ -179,7 +181,7 @@ def _only_changed(tree, spec, entries: list[Entry]) -> list[Entry]:
     """The same entries without those whose bits stay, compacted to the front."""
     flat = flatten(tree)
     kept = []
-    for places, indices, values in entries:
+    for places, indices, values, _ in entries:
         n = spec.leaves[places[0]].size
         old = to_bits(flat.leaves[places[0]]).reshape(-1)
         order = jax.lax.iota(jnp.int32, n)
@@ -198,7 +200,10 @@ def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
     plans = [sections.make_section(spec, e.places, e.indices.size) for e in entries]
     indices = [e.indices for e in entries]
     old = sections.read(plans, flat.leaves, indices)
-    new = [sections.carry(plan, e.values) for plan, e in zip(plans, entries, strict=True)]
+    new = [
+        sections.bits_of(plan, was, e.values, e.scale)
+        for plan, was, e in zip(plans, old, entries, strict=True)
+    ]
     digest = digest + sections.change(plans, indices, old, new)
     return flat.rebuild(sections.write(plans, flat.leaves, indices, new, after=old)), digest
 
@@ -214,6 +219,7 @@ def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:
         digest=digest,
         sections=tuple(e.places for e in entries),
         fingerprint=spec.fingerprint,
+        scales=tuple(e.scale for e in entries),
     )
 
 

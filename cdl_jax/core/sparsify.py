@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from cdl_jax.core import compress, layout, sections
+from cdl_jax.core import compress, layout, rounding, sections
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits
 
 MARK = "cdl_jax.sparsified"  # names the transform's output in the jaxpr, see core.chain
@@ -19,7 +19,8 @@ class ErrorFeedbackState(NamedTuple):
     count: jax.Array  # int32 [], updates emitted
     residual: Any  # the params' structure; float32 for 16-bit leaves
     indices: tuple[jax.Array, ...]  # per section int32 [k]
-    values: tuple[jax.Array, ...]  # per section [k], new absolute values of the parameters
+    values: tuple[jax.Array, ...]  # per section [k], new values of the parameters, or int8 levels
+    scales: tuple[Any, ...]  # per section float32 [] with levels, else None
 
 
 def error_feedback(
@@ -65,7 +66,13 @@ def error_feedback(
             count=jnp.zeros((), jnp.int32),
             residual=jax.tree.map(_zero_residual, params),
             indices=tuple(spare),
-            values=tuple(jnp.zeros(s.size, p.dtype) for s, p in zip(spare, plans, strict=True)),
+            values=tuple(
+                jnp.zeros(s.size, jnp.int8 if _has_levels(compressor, p) else p.dtype)
+                for s, p in zip(spare, plans, strict=True)
+            ),
+            scales=tuple(
+                jnp.ones((), jnp.float32) if _has_levels(compressor, p) else None for p in plans
+            ),
         )
 
     def update_fn(updates, state, params=None):
@@ -88,10 +95,16 @@ def error_feedback(
             key=jax.random.fold_in(jax.random.key(seed), state.count),
         )
         residual = dict(zip(members, kept, strict=True))
-        outgoing, values = list(flat_u.leaves), []
+        outgoing, values, scales = list(flat_u.leaves), [], []
         olds = sections.read(plans, flat_p.leaves, indices)
         for plan, at, old, increments in zip(plans, indices, olds, sent, strict=True):
-            values.append(_send(plan, at, old, increments, residual, outgoing))
+            if compressor.values != "float32" and set(plan.dtypes) == {"float32"}:
+                out = _narrowed(plan, at, old, increments, residual, compressor.values)
+            else:
+                out = _widest(plan, at, old, increments, residual)
+            _emit(plan, at, out.moved, residual, outgoing)
+            values.append(out.values)
+            scales.append(out.scale)
         for i in members:
             outgoing[i] = checkpoint_name(outgoing[i], MARK)
         left = [residual.get(i, r) for i, r in enumerate(flat_r.leaves)]
@@ -100,6 +113,7 @@ def error_feedback(
             flat_r.rebuild(left),
             tuple(indices),
             tuple(values),
+            tuple(scales),
         )
         return flat_u.rebuild(outgoing), new_state
 
@@ -107,16 +121,17 @@ def error_feedback(
 
 
 def sparsify_top_k(
-    density: float, *, scope: compress.Scope = "tensor"
+    density: float, *, scope: compress.Scope = "tensor", values: rounding.Values = "float32"
 ) -> optax.GradientTransformation:
-    """Top-k sparsification with error feedback: `error_feedback(top_k(density, scope=scope))`.
+    """Top-k sparsification with error feedback: `error_feedback(top_k(density, ...))`.
 
     Args:
       density: share of entries sent, in (0, 1]; max(1, floor(density * n)) of n entries are.
       scope: "tensor" (the paper's) or "global".
+      values: "float32", "bf16", "f16", "int8", "int4" or "int2", see `top_k`.
 
     Raises:
-      ValueError: for a density outside (0, 1] or an unknown scope.
+      ValueError: for a density outside (0, 1], an unknown scope or form of values.
 
     Examples:
       >>> tx = optax.chain(optax.amsgrad(1e-3), sparsify_top_k(density=1e-3))
@@ -124,7 +139,7 @@ def sparsify_top_k(
     References:
       Prapas et al. 2021, section 4.
     """
-    return error_feedback(compress.top_k(density, scope=scope))
+    return error_feedback(compress.top_k(density, scope=scope, values=values))
 
 
 def state_sections(state: ErrorFeedbackState, spec: layout.TreeSpec, root: str) -> list[tuple]:
@@ -151,6 +166,11 @@ def _plans(params: Any, compressor: compress.Compressor) -> list[sections.Sectio
     )
     places = [i for i, x in enumerate(flat.leaves) if x.size and is_trainable(x)]
     groups = [tuple(places)] if compressor.scope == "global" and places else [(i,) for i in places]
+    mixed = len(groups) == 1 and len({flat.leaves[i].dtype for i in groups[0]}) > 1
+    if compressor.values != "float32" and mixed:
+        raise ValueError(
+            f"global scope cannot send {compressor.values} values of leaves of several dtypes"
+        )
     if len({_residual_dtype(flat.leaves[i]) for g in groups for i in g}) > 1 and len(groups) == 1:
         raise ValueError("global scope cannot mix float64 leaves with narrower ones")
     return [sections.make_section(spec, g, sum(spec.leaves[i].size for i in g)) for g in groups]
@@ -168,37 +188,44 @@ def _spare(compressor: compress.Compressor, plan: sections.Section) -> jax.Array
     return plan.total + jax.lax.iota(jnp.int32, compressor.slots(plan.total))
 
 
-def _send(
-    plan: sections.Section,
-    indices: jax.Array,
-    old: jax.Array,
-    increments: jax.Array,
-    residual: dict[int, jax.Array],
-    outgoing: list[Any],
-) -> jax.Array:
-    """New absolute values [k]; fills in the emitted leaves and the 16-bit residuals."""
+def _has_levels(compressor: compress.Compressor, plan: sections.Section) -> bool:
+    return compressor.values in rounding.BITS and set(plan.dtypes) == {"float32"}
+
+
+def _emit(plan, indices, increments, residual, outgoing: list[Any]) -> None:
+    """Fills in the emitted leaves."""
     wide = next(residual[i].dtype for i in plan.places)
-    if all(layout.dtype_of(dtype) == wide for dtype in plan.dtypes):
-        values = sections.uncarry(plan, old) + increments
-    else:
-        values = _rounded(plan, indices, old, increments, residual)
     emitted = _by_leaf(plan, indices, increments, wide)
     for i, leaf in zip(plan.places, emitted, strict=True):
         like = outgoing[i]
         outgoing[i] = leaf.astype(like.dtype).reshape(like.shape)
-    return values
 
 
-def _rounded(plan, indices, old, increments, residual) -> jax.Array:
-    """Values in leaves narrower than the residual, which keeps acc minus the change applied."""
+def _widest(plan, indices, old, increments, residual) -> rounding.Rounded:
+    """New values in the leaves' own dtypes; the residual keeps what 16-bit leaves lose."""
+    wide = next(residual[i].dtype for i in plan.places)
+    if all(layout.dtype_of(dtype) == wide for dtype in plan.dtypes):
+        return rounding.Rounded(sections.uncarry(plan, old) + increments, None, increments)
     values, moved = _round(plan, indices, old, increments)
-    left = jnp.where(indices < plan.total, increments - moved, jnp.zeros((), moved.dtype))
-    wide, flats = _alone(plan, increments.dtype), [residual[i] for i in plan.places]
+    _keep(plan, indices, increments - moved, residual)
+    return rounding.Rounded(values, None, increments)
+
+
+def _narrowed(plan, indices, old, increments, residual, values) -> rounding.Rounded:
+    """New values narrower than their float32 leaves; the residual keeps what that loses."""
+    sent = rounding.round_entries(sections.uncarry(plan, old), increments, values)
+    _keep(plan, indices, increments - sent.moved, residual)
+    return sent
+
+
+def _keep(plan, indices, left, residual: dict[int, jax.Array]) -> None:
+    """Adds what was not sent of the entries to their residuals."""
+    left = jnp.where(indices < plan.total, left, jnp.zeros((), left.dtype))
+    wide, flats = _alone(plan, left.dtype), [residual[i] for i in plan.places]
     # Quantised increments leave something at their positions already, hence the sum.
     there = sections.uncarry(wide, sections.read([wide], flats, [indices])[0])
     kept = sections.write([wide], flats, [indices], [to_bits(there + left)])
     residual.update(zip(plan.places, kept, strict=True))
-    return values
 
 
 def _round(plan, indices, old, increments) -> tuple[jax.Array, jax.Array]:

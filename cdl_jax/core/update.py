@@ -23,7 +23,8 @@ def apply_update(deployed: Any, update: SparseUpdate) -> Any:
     """Writes an update's entries into a tree; everything else keeps its bits.
 
     It means `for i, v in zip(indices, values): leaf.reshape(-1)[i] = v` for every leaf, with
-    slots of padding dropped. Values are absolute, so applying an update twice is harmless.
+    slots of padding dropped. Values are absolute, so applying an update twice is harmless; but
+    the levels of a section with a scale are increments, right at the update's base alone.
 
     Args:
       deployed: pytree of arrays, `{"params": ..., "model_state": ...}` as `deployed(state)`
@@ -40,9 +41,9 @@ def apply_update(deployed: Any, update: SparseUpdate) -> Any:
       Prapas et al., Continuous Training and Deployment of Deep Learning Models, 2021, section 4.
     """
     flat, plans = _plan(deployed, update)
-    return flat.rebuild(
-        sections.write(plans, _arrays(flat.leaves), _arrays(update.indices), _bits(plans, update))
-    )
+    leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
+    old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
+    return flat.rebuild(sections.write(plans, leaves, indices, _bits(plans, update, old), old))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -65,7 +66,7 @@ def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> j
     flat, plans = _plan(deployed, update)
     indices = _arrays(update.indices)
     old = sections.read(plans, _arrays(flat.leaves), indices)
-    return current + sections.change(plans, indices, old, _bits(plans, update))
+    return current + sections.change(plans, indices, old, _bits(plans, update, old))
 
 
 def digest_words(tree: Any) -> jax.Array:
@@ -121,11 +122,16 @@ def _arrays(arrays: Sequence[Any]) -> list[jax.Array]:
     return [jnp.asarray(x) for x in arrays]
 
 
-def _bits(plans: list[sections.Section], update: SparseUpdate) -> list[jax.Array]:
-    return [
-        sections.carry(plan, jnp.asarray(values))
-        for plan, values in zip(plans, update.values, strict=True)
-    ]
+def _scales(update: SparseUpdate) -> list[bool]:
+    return [scale is not None for scale in update.section_scales()]
+
+
+def _bits(
+    plans: list[sections.Section], update: SparseUpdate, old: list[jax.Array]
+) -> list[jax.Array]:
+    was_there = old or [None] * len(plans)
+    rows = zip(plans, was_there, update.values, update.section_scales(), strict=True)
+    return [sections.bits_of(plan, was, jnp.asarray(v), scale) for plan, was, v, scale in rows]
 
 
 def _leaf_digest(leaf: jax.Array, seed: np.ndarray) -> jax.Array:

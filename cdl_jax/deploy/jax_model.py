@@ -1,5 +1,6 @@
 """A deployed tree on a JAX device, changed in place by donation."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -65,18 +66,22 @@ class JaxModel:
 
 def _nothing(layout: list[Any], spec: TreeSpec) -> SparseUpdate:
     """An update whose slots are padding, of the shapes that `padded` gives."""
-    places, slots = [tuple(leaves) for leaves, _ in layout], [k for _, k in layout]
+    places, slots, scaled = zip(*layout, strict=True)
     empty = SparseUpdate(
         indices=tuple(np.zeros(0, np.int32) for _ in slots),
-        values=tuple(np.zeros(0, make_section(spec, p, 0).dtype) for p in places),
+        values=tuple(
+            np.zeros(0, np.int8 if levels else make_section(spec, p, 0).dtype)
+            for p, levels in zip(places, scaled, strict=True)
+        ),
         counts=np.zeros(len(layout), np.int32),
         base=np.uint32(0),
         version=np.uint32(1),
         digest=np.zeros(LANES, np.uint32),
-        sections=tuple(places),
+        sections=tuple(map(tuple, places)),
         fingerprint=spec.fingerprint,
+        scales=tuple(np.float32(1) if levels else None for levels in scaled),
     )
-    return padded(empty, slots)
+    return padded(empty, list(slots))
 
 
 def padded(update: SparseUpdate, slots: list[int] | None = None) -> SparseUpdate:
@@ -94,10 +99,8 @@ def padded(update: SparseUpdate, slots: list[int] | None = None) -> SparseUpdate
         tail = np.arange(2**31 - room, 2**31, dtype=np.int64)
         indices.append(np.concatenate([at, tail]).astype(np.int32))
         values.append(np.concatenate([new, np.zeros(room, new.dtype)]))
-    return SparseUpdate(
-        tuple(indices), tuple(values), update.counts, update.base, update.version,
-        update.digest, update.sections, update.fingerprint,
-    )  # fmt: skip
+    scales = update.section_scales()  # one structure for no scales, so one program
+    return dataclasses.replace(update, indices=tuple(indices), values=tuple(values), scales=scales)
 
 
 def _placed(arrays: dict[str, Any], template: Any) -> Any:

@@ -24,8 +24,9 @@ class Manifest:
       spec: the deployed tree's paths, shapes and dtypes.
       program: what the bits depend on: jax version, backend, device, threads, flags, form.
       config: the settings of the run, for people.
-      layout: leaves and slots of each section of its updates, where they are the same in all; a
-        replica that compiles its writes does so before the first update comes.
+      layout: leaves, slots, and whether there is a scale, of each section of its updates, where
+        they are the same in all; a replica that compiles its writes does so before the first
+        update comes.
       signature: 64 bytes, Ed25519 of all above, or nothing.
     """
 
@@ -73,7 +74,10 @@ class Manifest:
                     f"its format is {record['format']!r}, this reader knows {FORMAT!r}"
                 )
             lineage, spec = bytes.fromhex(record["lineage"]), TreeSpec.from_json(record["spec"])
-            layout = [[tuple(map(int, places)), int(slots)] for places, slots in record["layout"]]
+            layout = [
+                [tuple(map(int, places)), int(slots), bool(scaled)]
+                for places, slots, scaled in record["layout"]
+            ]
             signature = bytes.fromhex(record["signature"])
             settings = dict(record["program"]), dict(record["config"])
             return cls(lineage, spec, *settings, layout, signature)

@@ -1,11 +1,13 @@
 """A deployed tree in NumPy: one arena for each width of entry, with a view per leaf."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cdl_jax.core import digest as digests
+from cdl_jax.core.levels import numpy_resolve
 from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, ends, nested
 from cdl_jax.wire import Snapshot
 
@@ -84,9 +86,22 @@ class NumpyModel:
         return view
 
     def _writes(self, update: SparseUpdate) -> list[Writes]:
+        if any(scale is not None for scale in update.section_scales()):
+            return self._plan(self._resolved(update))  # bits of this moment, not to be kept
         if self._planned is None or self._planned[0] is not update:
             self._planned = update, self._plan(update)
         return self._planned[1]
+
+    def _resolved(self, update: SparseUpdate) -> SparseUpdate:
+        """The same with new bits in the place of levels."""
+        columns = (update.sections, update.indices, update.values, update.section_scales())
+        values = []
+        for places, indices, new, scale in zip(*columns, strict=True):
+            if scale is not None:
+                leaf, within = self._locate(places, indices)
+                new = numpy_resolve(self._arenas[4][self._offsets[leaf] + within], new, scale)
+            values.append(new)
+        return dataclasses.replace(update, values=tuple(values), scales=())
 
     def _plan(self, update: SparseUpdate) -> list[Writes]:
         sections = list(zip(update.sections, update.indices, update.values, strict=True))
@@ -116,15 +131,19 @@ class NumpyModel:
         self, places: tuple[int, ...], indices: np.ndarray, values: np.ndarray
     ) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
         """A section over several leaves, by the width of their entries."""
-        positions = np.asarray(indices).astype(np.int64)
-        starts = ends([self.spec.leaves[i].size for i in places])[:-1]
-        which = np.searchsorted(starts, positions, side="right") - 1
-        leaf, within = np.asarray(places)[which], positions - starts[which]
+        leaf, within = self._locate(places, indices)
         at, bits = self._offsets[leaf] + within, values.view(f"u{values.dtype.itemsize}")
         widths = np.asarray(self._widths)[leaf]
         for width in {self._widths[i] for i in places}:
             pick = widths == width
             yield width, (at[pick], bits[pick].astype(f"u{width}"), leaf[pick], within[pick])
+
+    def _locate(self, places: tuple[int, ...], indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Leaves of the tree, and positions within them, of positions in a section."""
+        positions = np.asarray(indices).astype(np.int64)
+        starts = ends([self.spec.leaves[i].size for i in places])[:-1]
+        which = np.searchsorted(starts, positions, side="right") - 1
+        return np.asarray(places)[which], positions - starts[which]
 
     def _change(self, writes: Writes, old: np.ndarray) -> np.ndarray:
         words = max(1, writes.width // 4)

@@ -187,8 +187,8 @@ def _check_key(log: UpdateLog, manifest: Manifest, key: "SigningKey | None") -> 
 
 
 def _layout(update: SparseUpdate) -> list[Any]:
-    pairs = zip(update.sections, update.indices, strict=True)
-    return [[places, int(indices.shape[0])] for places, indices in pairs]
+    rows = zip(update.sections, update.indices, update.section_scales(), strict=True)
+    return [[places, int(at.shape[0]), scale is not None] for places, at, scale in rows]
 
 
 def _named(deployed: Any) -> tuple[dict[str, np.ndarray], TreeSpec]:

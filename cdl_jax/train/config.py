@@ -96,6 +96,9 @@ class TrainConfig:
     """What a sparse update sends: the largest entries, random ones, or all, quantised (QSGD)."""
     density: float = 1e-2
     """Share of the entries that top_k and random_k send, in (0, 1]."""
+    values: Literal["float32", "bf16", "f16", "int8", "int4", "int2"] = "float32"
+    """How top_k and random_k send new values: exactly, rounded to 16 bits, or as increments of so
+    many bits. What that loses is sent later."""
     scope: Literal["tensor", "global"] = "tensor"
     """Select in each tensor, or over all of them."""
     bits: int = 4

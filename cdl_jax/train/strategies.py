@@ -39,4 +39,4 @@ def _compressor(config: TrainConfig) -> compress.Compressor:
     if config.compressor == "quantize":
         return compress.quantize(config.bits)
     make = {"top_k": compress.top_k, "random_k": compress.random_k}[config.compressor]
-    return make(config.density, scope=config.scope)
+    return make(config.density, scope=config.scope, values=config.values)
