@@ -5,7 +5,7 @@ DATASET ?= digits
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint bench faults deploy-bench mnist-paired mnist-digests fuzz resume-faults clean
+.PHONY: demo test lint bench faults deploy-bench mnist-paired mnist-digests mnist-values fuzz resume-faults clean
 
 $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
 	$(PYTHON) -m venv $(VENV)

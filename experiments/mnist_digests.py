@@ -51,7 +51,8 @@ def compare(options: Options) -> dict[str, Any]:
     versions = -(-options.limit // 8)
     trainer = start(
         "train", "--dataset=mnist", "--density=0.001", "--digest-every=1",
-        f"--values={options.values}", f"--limit={options.limit}", f"--log={folder}/log", f"--run={folder}/trainer",
+        f"--values={options.values}", f"--limit={options.limit}",
+        f"--log={folder}/log", f"--run={folder}/trainer",
     )  # fmt: skip
     replica = start(
         "replica", f"--log={folder}/log", f"--backend={options.backend}", "--verify-every=1",

@@ -36,6 +36,7 @@ def refused(capsys, *words):
         (["train", "--model", "vgg"], "model is 'vgg'; give one of lenet5"),
         (["train", "--density", "0"], "density is 0.0; give a share in (0, 1]"),
         (["train", "--density", "1.5"], "density is 1.5"),
+        (["train", "--compressor", "quantize", "--values", "int4"], "quantize sends values"),
         (["train", "--density", "nan"], "density is nan"),
         (["train", "--trigger", "129"], "trigger is 129, larger than batch_size 128"),
         (["train", "--trigger", "0"], "trigger is 0; give 1 or more"),

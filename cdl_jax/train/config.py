@@ -200,6 +200,10 @@ class TrainConfig:
             _one_of("track", name, TRACKERS)
         for name in self.reactions():
             _one_of("on_drift", name, REACTIONS)
+        if self.compressor == "quantize" and self.values != "float32":
+            raise ConfigError(
+                f"values is {self.values}, but quantize sends values of --bits; give float32"
+            )
         if not 1 <= self.bits <= 16:
             raise ConfigError(f"bits is {self.bits}; give 1 to 16")
         if not 0 < self.learning_rate < float("inf"):

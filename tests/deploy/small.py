@@ -41,9 +41,17 @@ class Run:
     """A trainer on a log of its own, one version a call."""
 
     def __init__(
-        self, path, *, density=0.1, scope="tensor", snapshot_every=5, update="sparse", **settings
+        self,
+        path,
+        *,
+        density=0.1,
+        scope="tensor",
+        values="float32",
+        snapshot_every=5,
+        update="sparse",
+        **settings,
     ):
-        sparsifier = cdl_jax.sparsify_top_k(density, scope=scope)
+        sparsifier = cdl_jax.sparsify_top_k(density, scope=scope, values=values)
         self.tx = chained(optax.amsgrad(1e-2), sparsifier)
         if update != "sparse":
             self.tx = lenient(optax.amsgrad(1e-2))
