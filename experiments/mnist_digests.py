@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
@@ -39,39 +40,49 @@ class Options:
 
 def main(options: Options) -> int:
     """Compares, writes mnist_digests_BACKEND.json; 0 when all are equal."""
-    result = compare(options)
+    (result,) = compare(options, [options.backend])
     save(options.results, f"mnist_digests_{options.backend}.json", result)
     return 0 if result["full_digests_equal"] == -(-options.limit // 8) else 1
 
 
-def compare(options: Options) -> dict[str, Any]:
-    """Runs both processes; how many of the digests are equal."""
+def compare(options: Options, backends: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs a trainer and a replica of each backend; how many of the digests are equal, for each."""
     folder = pathlib.Path(options.folder)
     shutil.rmtree(folder, ignore_errors=True)
-    versions = -(-options.limit // 8)
     trainer = start(
         "train", "--dataset=mnist", "--density=0.001", "--digest-every=1",
         f"--values={options.values}", f"--limit={options.limit}",
         f"--log={folder}/log", f"--run={folder}/trainer",
     )  # fmt: skip
-    replica = start(
-        "replica", f"--log={folder}/log", f"--backend={options.backend}", "--verify-every=1",
-        f"--until={versions}", f"--run={folder}/replica",
-    )  # fmt: skip
+    replicas = [
+        start(
+            "replica", f"--log={folder}/log", f"--backend={backend}", "--verify-every=1",
+            f"--until={-(-options.limit // 8)}", f"--run={folder}/{backend}", "--wait=600",
+        )
+        for backend in backends
+    ]  # fmt: skip
     if trainer.wait():  # it has said why
-        replica.kill()
-    if replica.wait() or trainer.returncode:
+        for replica in replicas:
+            replica.kill()
+    statuses = [process.wait() for process in (trainer, *replicas)]
+    if any(statuses):
         raise SystemExit(1)
-    ours = {x["version"]: x["full_digest"] for x in read_lines(folder / "trainer/metrics.jsonl")}
-    theirs = {x["version"]: x["full_digest"] for x in read_lines(folder / "replica/metrics.jsonl")}
-    equal = sum(ours[v] == theirs.get(v) for v in ours)
+    return [row(options, backend, folder) for backend in backends]
+
+
+def row(options: Options, backend: str, folder: pathlib.Path) -> dict[str, Any]:
+    """Trainer and replica compared, from what they wrote down."""
+    ours, theirs = (
+        {x["version"]: x["full_digest"] for x in read_lines(folder / name / "metrics.jsonl")}
+        for name in ("trainer", backend)
+    )
     column = "".join(f"{v} {ours[v]}\n" for v in sorted(ours))
-    command = f"python -m experiments.mnist_digests --backend {options.backend}"
+    command = f"python -m experiments.mnist_digests --backend {backend}"
     return {
-        "replica": options.backend,
+        "replica": backend,
         "values": options.values,
         "versions_compared": len(ours),
-        "full_digests_equal": equal,
+        "full_digests_equal": sum(ours[v] == theirs.get(v) for v in ours),
         "sha256_of_all_lines_version_digest": hashlib.sha256(column.encode()).hexdigest(),
         "every_500th": {v: ours[v] for v in sorted(ours) if v % 500 == 0 or v == len(ours)},
         **conditions(f"{command} --values {options.values} --limit {options.limit}"),

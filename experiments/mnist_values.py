@@ -45,11 +45,10 @@ def main(options: Options) -> int:
     """Runs what is missing, writes mnist_values.json after every cell; 0 when digests are equal."""
     result: dict[str, Any] = {"digests": [], "accuracy": []}
     result |= conditions("python -m experiments.mnist_values")
-    for values in options.values:
-        for backend in options.backends:
-            found = compare(Comparison(backend=backend, values=values, limit=16_000))
+    for values in options.values if options.backends else ():
+        for found in compare(Comparison(values=values, limit=16_000), options.backends):
             result["digests"].append({name: found[name] for name in KEPT})
-            save(options.results, "mnist_values.json", result)
+        save(options.results, "mnist_values.json", result)
     for density in options.densities:
         for values in options.values:
             result["accuracy"].append(cell(density, values, options.seed))
