@@ -60,6 +60,7 @@ def test_levels_resolve_to_the_same_bits_in_numpy_and_jax():
     old = rng.integers(0, 2**32, 5000, np.uint32)
     special = np.array([0, 1, 0x80000000, 0x80000001, 0x7FFFFF, 0x7F7FFFFF, 0x7F800000], np.uint32)
     old[: special.size] = special
+    old[special.size : 200] = rng.integers(1 << 23, 1 << 24, 200 - special.size)  # of 2^-126
     old = old[~np.isnan(old.view(np.float32))]
     levels = rng.integers(-127, 128, old.size).astype(np.int8)
     levels[:4] = 0
