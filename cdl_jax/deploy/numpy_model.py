@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cdl_jax.core import digest as digests
-from cdl_jax.core.levels import numpy_resolve
 from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, ends, nested
+from cdl_jax.core.levels import numpy_resolve
 from cdl_jax.wire import Snapshot
 
 

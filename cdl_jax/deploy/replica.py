@@ -293,8 +293,6 @@ class Replica:
             raise refused("order", f"it is version {header.version}, the next one is {expected}")
         try:
             check_update(update, base.model.spec)
-            if any(scale is not None for scale in update.section_scales()):
-                raise ValueError("it carries levels, which replicas do not take yet")
         except ValueError as error:
             raise refused("model", error) from error
         found = base.model.changed_digest(update, base.digest)

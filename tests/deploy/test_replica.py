@@ -241,7 +241,7 @@ def test_a_jax_replica_compiles_before_the_first_update(tmp_path):
 
 
 @both
-def test_levels_are_refused_before_anything_reads_them(tmp_path, backend):
+def test_levels_for_a_leaf_that_is_not_float32_are_refused(tmp_path, backend):
     import dataclasses
 
     from tests.wire.updates import make_update
@@ -249,7 +249,7 @@ def test_levels_are_refused_before_anything_reads_them(tmp_path, backend):
     run = Run(tmp_path)
     replica = Replica(run.log, MODELS[backend])
     fingerprint = run.publisher.manifest.spec.fingerprint
-    update = make_update([((1,), 10, 3, "int8")], base=0, fingerprint=fingerprint)
+    update = make_update([((3,), 10, 3, "int8")], base=0, fingerprint=fingerprint)
     update = dataclasses.replace(update, scales=(np.float32(0.5),))
     blob = encode_update(update, lineage=run.publisher.manifest.lineage)
-    refused(replica, blob, "it carries levels")
+    refused(replica, blob, "levels are for float32")
