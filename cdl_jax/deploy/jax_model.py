@@ -1,6 +1,6 @@
 """A deployed tree on a JAX device, changed in place by donation."""
 
-import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ from cdl_jax.core import tree as trees
 from cdl_jax.core.digest import LANES
 from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, nested
 from cdl_jax.core.sections import make_section
-from cdl_jax.core.update import apply_update_in_place, digest_words, updated_digest
+from cdl_jax.core.update import apply_update, digest_words, updated_digest
+from cdl_jax.deploy.packed import Form, Packed, pack, unpack
 from cdl_jax.errors import LogError
 from cdl_jax.wire import Snapshot
 
@@ -31,9 +32,10 @@ class JaxModel:
         """Compiles what updates of this layout need, by one that changes nothing."""
         self.full_digest()
         if layout:
-            nothing = _nothing(layout, self.spec)
-            jax.block_until_ready(updated_digest(self._tree, nothing, nothing.digest))
-            self._tree = jax.block_until_ready(apply_update_in_place(self._tree, nothing))
+            form, nothing = pack(_nothing(layout, self.spec), tuple(k for _, k, _ in layout))
+            zero = np.zeros(LANES, np.uint32)
+            jax.block_until_ready(_digest_after(self._tree, nothing, zero, form=form))
+            self._tree = jax.block_until_ready(_applied(self._tree, nothing, form=form))
 
     def tree(self) -> Any:
         """The tree; its arrays are gone after the model's next change."""
@@ -53,22 +55,34 @@ class JaxModel:
 
     def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
         """The digest after an update, given the one before; writes nothing, O(k)."""
-        return np.asarray(updated_digest(self._tree, padded(update), jnp.asarray(digest)))
+        form, packed = pack(update)
+        return np.asarray(_digest_after(self._tree, packed, digest, form=form))
 
     def apply(self, update: SparseUpdate) -> None:
         """Writes an update; O(k), unless somebody holds a NumPy view of the arrays."""
-        self._tree = jax.block_until_ready(apply_update_in_place(self._tree, padded(update)))
+        form, packed = pack(update)
+        self._tree = jax.block_until_ready(_applied(self._tree, packed, form=form))
 
     def full_digest(self) -> np.ndarray:
         """The digest over every entry, uint32[4]."""
         return np.asarray(_full_digest(self._tree))
 
 
+@functools.partial(jax.jit, static_argnames="form")
+def _digest_after(tree: Any, packed: Packed, digest: Any, *, form: Form) -> jax.Array:
+    return updated_digest(tree, unpack(form, packed), digest)
+
+
+@functools.partial(jax.jit, static_argnames="form", donate_argnums=0)
+def _applied(tree: Any, packed: Packed, *, form: Form) -> Any:
+    return apply_update(tree, unpack(form, packed))
+
+
 def _nothing(layout: list[Any], spec: TreeSpec) -> SparseUpdate:
-    """An update whose slots are padding, of the shapes that `padded` gives."""
-    places, slots, scaled = zip(*layout, strict=True)
-    empty = SparseUpdate(
-        indices=tuple(np.zeros(0, np.int32) for _ in slots),
+    """An update of a layout without entries."""
+    places, _, scaled = zip(*layout, strict=True)
+    return SparseUpdate(
+        indices=tuple(np.zeros(0, np.int32) for _ in places),
         values=tuple(
             np.zeros(0, np.int8 if levels else make_section(spec, p, 0).dtype)
             for p, levels in zip(places, scaled, strict=True)
@@ -81,26 +95,6 @@ def _nothing(layout: list[Any], spec: TreeSpec) -> SparseUpdate:
         fingerprint=spec.fingerprint,
         scales=tuple(np.float32(1) if levels else None for levels in scaled),
     )
-    return padded(empty, list(slots))
-
-
-def padded(update: SparseUpdate, slots: list[int] | None = None) -> SparseUpdate:
-    """The update with every section's slots a power of two, so that few programs are compiled.
-
-    Args:
-      update: NumPy arrays without padding.
-      slots: for how many entries a section, at least; by default those it has.
-    """
-    slots = [at.size for at in update.indices] if slots is None else slots
-    indices, values = [], []
-    for at, new, least in zip(update.indices, update.values, slots, strict=True):
-        room = (1 << max(0, int(least) - 1).bit_length()) - at.size
-        # From the top of int32 down lies past the end of any section (`make_section` sees to it).
-        tail = np.arange(2**31 - room, 2**31, dtype=np.int64)
-        indices.append(np.concatenate([at, tail]).astype(np.int32))
-        values.append(np.concatenate([new, np.zeros(room, new.dtype)]))
-    scales = update.section_scales()  # one structure for no scales, so one program
-    return dataclasses.replace(update, indices=tuple(indices), values=tuple(values), scales=scales)
 
 
 def _placed(arrays: dict[str, Any], template: Any) -> Any:

@@ -28,6 +28,7 @@ import optax
 from cdl_jax.models import classifier, create_model
 
 SHAPES = {"lenet5": (28, 28, 1)}
+# OpenMP's threads, under PyTorch, spin on for milliseconds after their work: a core of the next's.
 PAUSE = 0.05  # seconds
 
 
@@ -86,16 +87,16 @@ def interleave(
     steps: dict[str, Callable[[], None]],
     reps: int,
     clock: Callable[[], float] = time.perf_counter,
+    pause: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """Milliseconds of each repetition of each step, taken in turn after two warm-ups.
 
-    A pause before each lets the last one's threads fall asleep: OpenMP's, under PyTorch, spin on
-    for some milliseconds after their work and would hold a core of the next column's.
+    A pause (seconds) before each lets the last one's threads fall asleep.
     """
     times = {name: [] for name in steps}
     for repetition in range(reps + 2):
         for name, run in steps.items():
-            time.sleep(PAUSE)
+            time.sleep(pause)
             start = clock()
             run()
             if repetition >= 2:
@@ -118,7 +119,7 @@ def measure(model: str, reps: int, batch_size: int, cpu_time: bool) -> dict[str,
         steps["torch"] = torch_step(model, *batch)
         versions["torch"] = importlib.metadata.version("torch")
     row["versions"] = versions
-    times = interleave(steps, reps, time.process_time if cpu_time else time.perf_counter)
+    times = interleave(steps, reps, time.process_time if cpu_time else time.perf_counter, PAUSE)
     for name, values in times.items():
         row[f"{name}_ms"] = [round(q, 2) for q in np.percentile(values, [25, 50, 75])]
     if "torch" in times:

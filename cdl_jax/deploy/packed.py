@@ -1,0 +1,97 @@
+"""An update as a few arrays: a call with an array for each of 800 sections costs 800 hand-overs."""
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cdl_jax.core.digest import LANES
+from cdl_jax.core.layout import SparseUpdate, ends
+
+_PAST_THE_END = 2**31  # of any section (`make_section` sees to it)
+
+
+class Form(NamedTuple):
+    """What a compiled program depends on."""
+
+    sections: tuple[tuple[int, ...], ...]
+    slots: tuple[int, ...]  # powers of two, so that few programs are compiled
+    dtypes: tuple[str, ...]  # of each section's values
+    scaled: tuple[bool, ...]  # whether they are levels
+    fingerprint: bytes
+
+
+class Packed(NamedTuple):
+    """The sections' arrays, one after the other."""
+
+    indices: Any  # int32
+    values: dict[str, Any]  # by dtype
+    scales: Any  # float32, of the sections that have one
+
+
+def pack(update: SparseUpdate, least: tuple[int, ...] | None = None) -> tuple[Form, Packed]:
+    """Packs an update of NumPy arrays without padding.
+
+    Args:
+      update: the update.
+      least: for how many entries a section has room, at least; by default those it has.
+    """
+    sizes = np.array([at.size for at in update.indices], np.int64)
+    room = tuple(1 << max(0, int(n) - 1).bit_length() for n in (sizes if least is None else least))
+    scales = update.section_scales()
+    form = Form(
+        update.sections,
+        room,
+        tuple(values.dtype.name for values in update.values),
+        tuple(scale is not None for scale in scales),
+        update.fingerprint,
+    )
+    indices = _padding(room).copy()
+    values = {}
+    if room:
+        indices[_targets(sizes, room)] = np.concatenate(update.indices)
+    for dtype in sorted(set(form.dtypes)):
+        mine = [s for s, name in enumerate(form.dtypes) if name == dtype]
+        own = tuple(room[s] for s in mine)
+        new = np.concatenate([update.values[s] for s in mine])
+        values[dtype] = np.zeros(sum(own), new.dtype)
+        values[dtype][_targets(sizes[mine], own)] = new
+    known = [scale for scale in scales if scale is not None]
+    return form, Packed(indices, values, np.array(known, np.float32))
+
+
+def unpack(form: Form, packed: Packed) -> SparseUpdate:
+    """The update again, padded; traceable. Of its version and digest it says nothing."""
+    starts = ends(form.slots)
+    indices = [packed.indices[a:b] for a, b in itertools.pairwise(starts)]
+    used, values, scales = dict.fromkeys(form.dtypes, 0), [], []
+    for slots, dtype, scaled in zip(form.slots, form.dtypes, form.scaled, strict=True):
+        values.append(packed.values[dtype][used[dtype] : used[dtype] + slots])
+        used[dtype] += slots
+        scales.append(packed.scales[sum(x is not None for x in scales)] if scaled else None)
+    return SparseUpdate(
+        indices=tuple(indices),
+        values=tuple(values),
+        counts=np.zeros(len(form.slots), np.int32),
+        base=np.uint32(0),
+        version=np.uint32(1),
+        digest=np.zeros(LANES, np.uint32),
+        sections=form.sections,
+        fingerprint=form.fingerprint,
+        scales=tuple(scales),
+    )
+
+
+def _targets(sizes: np.ndarray, room: tuple[int, ...]) -> np.ndarray:
+    """Where the entries of sections of some sizes lie among their slots."""
+    shift = ends(room)[:-1] - ends(sizes.tolist())[:-1]
+    return np.arange(int(sizes.sum())) + np.repeat(shift, sizes)
+
+
+@functools.lru_cache(maxsize=8)
+def _padding(room: tuple[int, ...]) -> np.ndarray:
+    """Positions past the end for all slots, ascending and distinct within a section."""
+    total, rest = ends(room), np.array(room, np.int64)
+    upto_end = np.repeat(total[1:], rest) - np.arange(int(total[-1]))
+    return (_PAST_THE_END - upto_end).astype(np.int32)
