@@ -43,12 +43,18 @@ def test_a_second_one_raises_at_once():
     assert done == ["after the first"]
 
 
-def test_the_handlers_come_back():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with Interrupts():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL == before[1]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+@pytest.mark.parametrize("own", [signal.SIG_DFL, signal.default_int_handler])
+def test_the_handlers_come_back(own):
+    """A signal that Python does not handle stays with whoever does."""
+    was = signal.signal(signal.SIGTERM, own)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with Interrupts():
+            assert signal.getsignal(signal.SIGINT) != before
+            assert (signal.getsignal(signal.SIGTERM) == own) == (own == signal.SIG_DFL)
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (before, own)
+    finally:
+        signal.signal(signal.SIGTERM, was)
 
 
 def test_another_thread_is_let_alone():

@@ -17,7 +17,7 @@ from cdl_jax.core.tree import from_bits, is_trainable, to_bits
 from cdl_jax.native import available, entries
 
 INT32_MAX = 2**31 - 1
-_SMALL = 1 << 12  # slots
+_SMALL = 1 << 10  # slots
 
 
 class Section(NamedTuple):
@@ -163,8 +163,8 @@ def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
     out = jnp.zeros(len(plans), jnp.int32)
     for batch in _batches(indices):
         sizes = [indices[s].size for s in batch]
-        limits = jnp.asarray(np.array([plans[s].total for s in batch], np.int32))
-        limits = jnp.repeat(limits, np.array(sizes), total_repeat_length=sum(sizes))
+        # By NumPy: XLA would fold a repeat of constants for seconds.
+        limits = np.repeat(np.array([plans[s].total for s in batch], np.int32), sizes)
         used = jnp.cumsum(jnp.concatenate([indices[s] for s in batch]) < limits, dtype=jnp.int32)
         upto = jnp.pad(used, (1, 0))[layout.ends(sizes)]
         out = out.at[np.array(batch)].set(upto[1:] - upto[:-1])
