@@ -26,6 +26,7 @@ class JaxModel:
         """Loads a snapshot into nested dicts, or into the structure of `template`."""
         self.spec = snapshot.spec
         self._template = template
+        self._packed: tuple[SparseUpdate, tuple[Form, Packed]] | None = None  # the last one's
         self.load(snapshot.tensors)
 
     def prepare(self, layout: list[Any]) -> None:
@@ -55,17 +56,22 @@ class JaxModel:
 
     def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
         """The digest after an update, given the one before; writes nothing, O(k)."""
-        form, packed = pack(update)
+        form, packed = self._pack(update)
         return np.asarray(_digest_after(self._tree, packed, digest, form=form))
 
     def apply(self, update: SparseUpdate) -> None:
         """Writes an update; O(k), unless somebody holds a NumPy view of the arrays."""
-        form, packed = pack(update)
+        form, packed = self._pack(update)
         self._tree = jax.block_until_ready(_applied(self._tree, packed, form=form))
 
     def full_digest(self) -> np.ndarray:
         """The digest over every entry, uint32[4]."""
         return np.asarray(_full_digest(self._tree))
+
+    def _pack(self, update: SparseUpdate) -> tuple[Form, Packed]:
+        if self._packed is None or self._packed[0] is not update:
+            self._packed = update, pack(update)
+        return self._packed[1]
 
 
 @functools.partial(jax.jit, static_argnames="form")

@@ -37,26 +37,22 @@ def pack(update: SparseUpdate, least: tuple[int, ...] | None = None) -> tuple[Fo
       update: the update.
       least: for how many entries a section has room, at least; by default those it has.
     """
-    sizes = np.array([at.size for at in update.indices], np.int64)
-    room = tuple(1 << max(0, int(n) - 1).bit_length() for n in (sizes if least is None else least))
+    least = tuple(at.size for at in update.indices) if least is None else least
     scales = update.section_scales()
     form = Form(
         update.sections,
-        room,
+        tuple(1 << max(0, int(n) - 1).bit_length() for n in least),
         tuple(values.dtype.name for values in update.values),
         tuple(scale is not None for scale in scales),
         update.fingerprint,
     )
-    indices = _padding(room).copy()
-    values = {}
-    if room:
-        indices[_targets(sizes, room)] = np.concatenate(update.indices)
-    for dtype in sorted(set(form.dtypes)):
-        mine = [s for s, name in enumerate(form.dtypes) if name == dtype]
-        own = tuple(room[s] for s in mine)
-        new = np.concatenate([update.values[s] for s in mine])
-        values[dtype] = np.zeros(sum(own), new.dtype)
-        values[dtype][_targets(sizes[mine], own)] = new
+    indices, values, used, start = _padding(form.slots).copy(), _zeros(form, update), {}, 0
+    rows = zip(update.indices, update.values, form.slots, form.dtypes, strict=True)
+    for at, new, slots, dtype in rows:
+        first = used.get(dtype, 0)
+        indices[start : start + at.size] = at
+        values[dtype][first : first + at.size] = new
+        start, used[dtype] = start + slots, first + slots
     known = [scale for scale in scales if scale is not None]
     return form, Packed(indices, values, np.array(known, np.float32))
 
@@ -83,10 +79,12 @@ def unpack(form: Form, packed: Packed) -> SparseUpdate:
     )
 
 
-def _targets(sizes: np.ndarray, room: tuple[int, ...]) -> np.ndarray:
-    """Where the entries of sections of some sizes lie among their slots."""
-    shift = ends(room)[:-1] - ends(sizes.tolist())[:-1]
-    return np.arange(int(sizes.sum())) + np.repeat(shift, sizes)
+def _zeros(form: Form, update: SparseUpdate) -> dict[str, np.ndarray]:
+    sizes: dict[str, int] = {}
+    for slots, dtype in zip(form.slots, form.dtypes, strict=True):
+        sizes[dtype] = sizes.get(dtype, 0) + slots
+    kinds = {values.dtype.name: values.dtype for values in update.values}
+    return {dtype: np.zeros(n, kinds[dtype]) for dtype, n in sizes.items()}
 
 
 @functools.lru_cache(maxsize=8)
