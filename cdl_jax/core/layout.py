@@ -39,6 +39,9 @@ class TreeSpec:
         if names != sorted(set(names)):
             raise ValueError(f"leaf paths must be unique and sorted, got {names}")
 
+    def __hash__(self):
+        return hash(self.fingerprint)  # once; the leaves' would be computed at every lookup
+
     @functools.cached_property
     def fingerprint(self) -> bytes:
         """16 bytes: SHA-256, cut, of one line `path TAB dtype TAB d0,d1,...` per leaf."""
@@ -96,35 +99,6 @@ class SparseUpdate:
     def section_scales(self) -> tuple[Any, ...]:
         """A scale or None for each section."""
         return self.scales or (None,) * len(self.sections)
-
-
-def check_update(update: SparseUpdate, spec: TreeSpec) -> None:
-    """Whether an update, with NumPy arrays and no padding, fits a tree.
-
-    Raises:
-      ValueError: says what does not: fingerprint, leaf, dtype, or a position past the end.
-    """
-    if update.fingerprint != spec.fingerprint:
-        raise ValueError(
-            f"it is for a model of fingerprint {update.fingerprint.hex()}, this one has "
-            f"{spec.fingerprint.hex()}"
-        )
-    for places, indices, values, scale in zip(
-        update.sections, update.indices, update.values, update.section_scales(), strict=True
-    ):
-        if places[-1] >= len(spec.leaves):
-            raise ValueError(f"it changes leaf {places[-1]} of {len(spec.leaves)}")
-        leaves = [spec.leaves[i] for i in places]
-        dtypes = {leaf.dtype for leaf in leaves}
-        expected = leaves[0].dtype if len(dtypes) == 1 else "uint32"
-        if scale is not None:
-            if dtypes != {"float32"}:
-                raise ValueError(f"{leaves[0].name} is {expected}, and levels are for float32")
-            expected = "int8"
-        if values.dtype.name != expected:
-            raise ValueError(f"{leaves[0].name} is {expected}, its new values {values.dtype.name}")
-        if indices.size and int(indices[-1]) >= sum(leaf.size for leaf in leaves):
-            raise ValueError(f"position {indices[-1]} is past the end of {leaves[-1].name}")
 
 
 def join(root: str, path: str) -> str:

@@ -19,7 +19,7 @@ def resolve(xp: Any, old: Any, levels: Any, scale: Any) -> Any:
       xp: `numpy` or `jax.numpy`.
       old: their bits so far, uint32[k].
       levels: int8[k].
-      scale: float32 [].
+      scale: float32 [], or [k].
     """
     new = _without_subnormals(xp, old).view(xp.float32) + levels.astype(xp.float32) * scale
     return _without_subnormals(xp, new.view(xp.uint32))

@@ -12,8 +12,10 @@ from cdl_jax.core.digest import LANES
 from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, nested
 from cdl_jax.core.sections import make_section
 from cdl_jax.core.update import apply_update, digest_words, updated_digest
+from cdl_jax.deploy.merged import groups, merged
 from cdl_jax.deploy.packed import Form, Packed, pack, unpack
 from cdl_jax.errors import LogError
+from cdl_jax.native import available
 from cdl_jax.wire import Snapshot
 
 _full_digest = jax.jit(digest_words)
@@ -33,7 +35,7 @@ class JaxModel:
         """Compiles what updates of this layout need, by one that changes nothing."""
         self.full_digest()
         if layout:
-            form, nothing = pack(_nothing(layout, self.spec), tuple(k for _, k, _ in layout))
+            form, nothing = self._form(_nothing(layout, self.spec), [k for _, k, _ in layout])
             zero = np.zeros(LANES, np.uint32)
             jax.block_until_ready(_digest_after(self._tree, nothing, zero, form=form))
             self._tree = jax.block_until_ready(_applied(self._tree, nothing, form=form))
@@ -70,8 +72,20 @@ class JaxModel:
 
     def _pack(self, update: SparseUpdate) -> tuple[Form, Packed]:
         if self._packed is None or self._packed[0] is not update:
-            self._packed = update, pack(update)
+            self._packed = update, self._form(update, [at.size for at in update.indices])
         return self._packed[1]
+
+    def _form(self, update: SparseUpdate, least: list[int]) -> tuple[Form, Packed]:
+        """Packed with room for `least` entries in each section."""
+        if not _joins():
+            return pack(update, tuple(least))
+        room = tuple(sum(least[s] for s in group) for group in groups(update, self.spec))
+        return pack(merged(update, self.spec), room)
+
+
+def _joins() -> bool:
+    """Whether sections over many leaves are as cheap as those over one: the kernels' are."""
+    return jax.default_backend() == "cpu" and available()
 
 
 @functools.partial(jax.jit, static_argnames="form")

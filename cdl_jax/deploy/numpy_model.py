@@ -1,6 +1,7 @@
 """A deployed tree in NumPy: one arena for each width of entry, with a view per leaf."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class NumpyModel:
         return total
 
     def apply(self, update: SparseUpdate) -> None:
-        """Writes an update that `layout.check_update` let pass; O(k)."""
+        """Writes an update that `check.check_update` let pass; O(k)."""
         for writes in self._writes(update):
             self._arenas[writes.width][writes.at] = writes.bits
 
@@ -104,28 +105,27 @@ class NumpyModel:
         return dataclasses.replace(update, values=tuple(values), scales=())
 
     def _plan(self, update: SparseUpdate) -> list[Writes]:
-        sections = list(zip(update.sections, update.indices, update.values, strict=True))
         rows: dict[int, list[tuple[np.ndarray, ...]]] = {}
-        for width in sorted(self._arenas):
-            mine = [x for x in sections if len(x[0]) == 1 and self._widths[x[0][0]] == width]
-            if mine:
-                rows[width] = [self._single(width, mine)]
-        for places, indices, values in sections:
-            if len(places) > 1:
-                for width, row in self._shared(places, indices, values):
-                    rows.setdefault(width, []).append(row)
+        singles, shared = _by_width(self.spec, update.sections)
+        for width, mine in singles.items():
+            rows[width] = [self._single(width, update, mine)]
+        for s in shared:
+            for width, row in self._shared(update.sections[s], update.indices[s], update.values[s]):
+                rows.setdefault(width, []).append(row)
         return [
             Writes(width, *(np.concatenate(column) for column in zip(*parts, strict=True)))
             for width, parts in rows.items()
         ]
 
-    def _single(self, width: int, sections: list[Any]) -> tuple[np.ndarray, ...]:
+    def _single(self, width: int, update: SparseUpdate, mine: list[int]) -> tuple[np.ndarray, ...]:
         """Sections of one leaf each, all at once: a call per leaf would cost more than its work."""
-        within = np.concatenate([indices for _, indices, _ in sections]).astype(np.int64)
-        bits = np.concatenate([values.view(f"u{width}") for _, _, values in sections])
-        sizes = [indices.size for _, indices, _ in sections]
-        leaf = np.repeat([places[0] for places, _, _ in sections], sizes)
-        return self._offsets[leaf] + within, bits, leaf, within
+        indices, values = [update.indices[s] for s in mine], [update.values[s] for s in mine]
+        if len({x.dtype for x in values}) > 1:
+            values = [x.view(f"u{width}") for x in values]
+        within, bits = np.concatenate(indices).astype(np.int64), np.concatenate(values)
+        leaves = np.array([update.sections[s][0] for s in mine])
+        leaf = np.repeat(leaves, [at.size for at in indices])
+        return self._offsets[leaf] + within, bits.view(f"u{width}"), leaf, within
 
     def _shared(
         self, places: tuple[int, ...], indices: np.ndarray, values: np.ndarray
@@ -155,3 +155,16 @@ class NumpyModel:
             places[1::2] += np.uint32(1)
         seed = self._seeds[:, writes.leaf if words == 1 else np.repeat(writes.leaf, words)]
         return digests.numpy_change(before, after, places, seed)
+
+
+@functools.lru_cache(maxsize=16)
+def _by_width(
+    spec: TreeSpec, sections: tuple[tuple[int, ...], ...]
+) -> tuple[dict[int, list[int]], list[int]]:
+    """Sections of one leaf by the width of its entries, and those of several."""
+    singles: dict[int, list[int]] = {}
+    for s, places in enumerate(sections):
+        if len(places) == 1:
+            width = dtype_of(spec.leaves[places[0]].dtype).itemsize
+            singles.setdefault(width, []).append(s)
+    return singles, [s for s, places in enumerate(sections) if len(places) > 1]

@@ -27,7 +27,7 @@ class Packed(NamedTuple):
 
     indices: Any  # int32
     values: dict[str, Any]  # by dtype
-    scales: Any  # float32, of the sections that have one
+    scales: Any  # float32, a slot's own, of the sections that have them
 
 
 def pack(update: SparseUpdate, least: tuple[int, ...] | None = None) -> tuple[Form, Packed]:
@@ -38,12 +38,11 @@ def pack(update: SparseUpdate, least: tuple[int, ...] | None = None) -> tuple[Fo
       least: for how many entries a section has room, at least; by default those it has.
     """
     least = tuple(at.size for at in update.indices) if least is None else least
-    scales = update.section_scales()
     form = Form(
         update.sections,
         tuple(1 << max(0, int(n) - 1).bit_length() for n in least),
         tuple(values.dtype.name for values in update.values),
-        tuple(scale is not None for scale in scales),
+        tuple(scale is not None for scale in update.section_scales()),
         update.fingerprint,
     )
     indices, values, used, start = _padding(form.slots).copy(), _zeros(form, update), {}, 0
@@ -53,19 +52,19 @@ def pack(update: SparseUpdate, least: tuple[int, ...] | None = None) -> tuple[Fo
         indices[start : start + at.size] = at
         values[dtype][first : first + at.size] = new
         start, used[dtype] = start + slots, first + slots
-    known = [scale for scale in scales if scale is not None]
-    return form, Packed(indices, values, np.array(known, np.float32))
+    return form, Packed(indices, values, _scales(form, update))
 
 
 def unpack(form: Form, packed: Packed) -> SparseUpdate:
     """The update again, padded; traceable. Of its version and digest it says nothing."""
     starts = ends(form.slots)
     indices = [packed.indices[a:b] for a, b in itertools.pairwise(starts)]
-    used, values, scales = dict.fromkeys(form.dtypes, 0), [], []
+    used, values, scales, first = dict.fromkeys(form.dtypes, 0), [], [], 0
     for slots, dtype, scaled in zip(form.slots, form.dtypes, form.scaled, strict=True):
         values.append(packed.values[dtype][used[dtype] : used[dtype] + slots])
         used[dtype] += slots
-        scales.append(packed.scales[sum(x is not None for x in scales)] if scaled else None)
+        scales.append(packed.scales[first : first + slots] if scaled else None)
+        first += slots if scaled else 0
     return SparseUpdate(
         indices=tuple(indices),
         values=tuple(values),
@@ -85,6 +84,19 @@ def _zeros(form: Form, update: SparseUpdate) -> dict[str, np.ndarray]:
         sizes[dtype] = sizes.get(dtype, 0) + slots
     kinds = {values.dtype.name: values.dtype for values in update.values}
     return {dtype: np.zeros(n, kinds[dtype]) for dtype, n in sizes.items()}
+
+
+def _scales(form: Form, update: SparseUpdate) -> np.ndarray:
+    """A scale for each slot: sections that were merged have one for each entry."""
+    out = np.ones(sum(n for n, scaled in zip(form.slots, form.scaled, strict=True) if scaled),
+                  np.float32)  # fmt: skip
+    start = 0
+    rows = zip(update.section_scales(), update.indices, form.slots, strict=True)
+    for scale, at, slots in rows:
+        if scale is not None:
+            out[start : start + at.size] = scale
+            start += slots
+    return out
 
 
 @functools.lru_cache(maxsize=8)

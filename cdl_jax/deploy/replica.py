@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cdl_jax.core import digest as digests
-from cdl_jax.core.layout import SparseUpdate, check_update
+from cdl_jax.core.check import check_update
+from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.deploy.buffers import Buffer, Buffers, Model
 from cdl_jax.deploy.gate import Gate
 from cdl_jax.deploy.log import UpdateLog

@@ -88,7 +88,7 @@ def decode_update(blob: bytes, *, key: "PublicKey | None" = None) -> SparseUpdat
     """Inverse of `encode_update`, with NumPy arrays that hold no padding.
 
     Positions are ascending and unique; whether they lie inside the tree is checked against the
-    tree (`layout.check_update`), which the bytes do not describe.
+    tree (`check.check_update`), which the bytes do not describe.
 
     Args:
       blob: the bytes.

@@ -2,10 +2,11 @@
 
     python -m experiments.bench.apply --n 1e8 --k 1e4 --reps 15
 
-`numpy` and `jax` are what `deploy.Replica` does for one update on one buffer: the digest it will
-have (gather, hash), then the write of k entries in place. `add` is r = u + r over n float32, three
-passes, in the same rounds. Prints one line of JSON, quartiles in milliseconds. Targets on two CPU
-cores: 1.5 ms at n = 1e8, k = 1e4; 3 ms for the trees of ResNet50 and DenseNet161 at 1e-3.
+`numpy` and `jax` are what `deploy.Replica` does for one decoded update on one buffer: whether it
+fits the tree, the digest it will have (gather, hash), the write of k entries in place. `add` is
+r = u + r over n float32, three passes, in the same rounds. Prints one line of JSON, quartiles in
+milliseconds. Targets on two CPU cores: 1.5 ms at n = 1e8, k = 1e4; 3 ms for the trees of ResNet50
+and DenseNet161 at 1e-3.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from cdl_jax.core.check import check_update
 from cdl_jax.core.compress import entries_sent
 from cdl_jax.core.digest import LANES
 from cdl_jax.core.layout import LeafSpec, SparseUpdate, TreeSpec
@@ -55,6 +57,7 @@ def applying(model: Model, updates: list[SparseUpdate]) -> Callable[[], None]:
     def run() -> None:
         nonlocal digest, turn
         update = updates[turn % len(updates)]
+        check_update(update, model.spec)
         digest, turn = model.changed_digest(update, digest), turn + 1
         model.apply(update)
 
