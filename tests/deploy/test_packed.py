@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import cdl_jax.core.update  # noqa: F401  registers updates with jax
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.deploy.packed import pack, unpack
 
