@@ -52,7 +52,7 @@ def selection(form: Callable, k: int) -> Callable:
     """`(update, residual) -> (indices, sent, residual)` by one form."""
 
     def fn(update: jax.Array, residual: jax.Array) -> tuple[jax.Array, ...]:
-        out = form([update], [residual], (k,), global_scope=False, accept=jnp.bool(True))
+        out = form([update], [residual], (k,), global_scope=False)
         return tuple(part[0] for part in out)
 
     return fn

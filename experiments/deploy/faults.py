@@ -134,7 +134,7 @@ class Run:
             folder,
             versions,
         )
-        self.faults = faults
+        self.faults, self.data_lost = faults, False
         redis = self.rng.random() < 0.4 and shutil.which("redis-server") is not None
         self.broker = Broker(folder / "broker") if redis else None
         self.url = self.broker.url() if self.broker else str(folder / "log")
@@ -240,6 +240,7 @@ class Run:
         self.broker.start()
 
     def _broker_killed_data_lost(self) -> None:
+        self.data_lost = True
         self._broker_killed(with_data=True)
 
     def _check(self) -> None:
@@ -269,7 +270,7 @@ class Run:
             snapshots = log.snapshots()
             for version in range(snapshots[0], head + 1):
                 held = version in snapshots or log.read(version) is not None
-                if self.broker and not held and version < snapshots[-1]:
+                if self.data_lost and not held and version < snapshots[-1]:
                     continue  # gone with the broker's data, as if trimmed
                 found = Replica(log, at=version).full_digest()
                 if found != truth[version]:
