@@ -90,6 +90,7 @@ class Follower:
             written = self._log.written_at(version) if size else None
             if written is not None:
                 metrics.freshness.observe(max(0.0, time.time() - written))
+                metrics.first_answer.written(version, written)
         return True
 
     def _watch(self) -> None:

@@ -1,5 +1,8 @@
 """What a server tells Prometheus."""
 
+import threading
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _MILLISECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -13,6 +16,9 @@ class Metrics:
         self.freshness = self._histogram(
             "freshness_seconds", "From written to the log to served, by the store's clock"
         )
+        self.first_answer = FirstAnswer(self._histogram(
+            "first_answer_seconds", "From written to the log to the first answer by the version"
+        ))  # fmt: skip
         self.apply = self._histogram("apply_seconds", "Check and write of one version, with swap")
         self.latency = self._histogram("request_seconds", "Answering a request", ["route"])
         self.batch = Histogram(
@@ -41,3 +47,28 @@ class Metrics:
 
     def _gauge(self, name: str, what: str) -> Gauge:
         return Gauge(f"cdl_{name}", what, registry=self.registry)
+
+
+class FirstAnswer:
+    """Time from a version's writing to its first answer; the two are told by different threads."""
+
+    def __init__(self, seconds: Histogram):
+        self._seconds, self._lock = seconds, threading.Lock()
+        self._written = self._answered = (-1, 0.0)  # newest version, time
+
+    def written(self, version: int, at: float) -> None:
+        """When the version now served was written."""
+        with self._lock:
+            self._written = version, at
+            self._observe()
+
+    def answered(self, version: int) -> None:
+        """A request was answered by this version."""
+        with self._lock:
+            if version > self._answered[0]:
+                self._answered = version, time.time()
+                self._observe()
+
+    def _observe(self) -> None:
+        if self._written[0] == self._answered[0]:
+            self._seconds.observe(max(0.0, self._answered[1] - self._written[1]))

@@ -108,7 +108,7 @@ def application(
     batcher = Batcher(
         replica, predictor.predict_fn, max_batch=config.max_batch,
         max_waiting=config.max_waiting,
-        on_batch=lambda version, samples: metrics.batch.observe(samples),
+        on_batch=lambda version, samples: _answered(metrics, version, samples),
     )  # fmt: skip
     batcher.warm_up(np.zeros(predictor.shape, predictor.dtype))
     follower = Follower(replica, log, metrics)
@@ -122,6 +122,11 @@ def application(
     finally:
         follower.close()
         batcher.close()
+
+
+def _answered(metrics: Any, version: int, samples: int) -> None:
+    metrics.batch.observe(samples)
+    metrics.first_answer.answered(version)
 
 
 def server_of(app: Any, config: ServeConfig) -> Any:

@@ -84,6 +84,7 @@ def test_version_health_metrics_and_status(tmp_path):
             run.publisher.tell({"accuracy": 0.5})
             run.publish(1)
             await until(lambda: client.replica.version == 3)
+            await client.post("/predict", json={"inputs": X.tolist()})
             await asyncio.sleep(1.2)
             status = (await client.get("/status")).json()
             assert status["trainer"] == {"accuracy": 0.5}
@@ -91,6 +92,7 @@ def test_version_health_metrics_and_status(tmp_path):
             text = (await client.get("/metrics")).text
             for line in ("cdl_swaps_total 3.0", "cdl_version 3.0", "cdl_lag_versions 0.0",
                          "cdl_freshness_seconds_count 3.0", "cdl_apply_seconds_count 3.0",
+                         "cdl_first_answer_seconds_count 1.0",
                          'cdl_requests_total{route="/version",status="200"} 1.0'):  # fmt: skip
                 assert line in text
             assert "Served model" in (await client.get("/")).text
