@@ -5,13 +5,11 @@ import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from cdl_jax.deploy.gate import PredictFn, predict
 from cdl_jax.deploy.replica import Replica
-
-PredictFn = Callable[[Any, Any, Any], Any]
 
 
 class Busy(Exception):
@@ -117,7 +115,7 @@ class Batcher:
         padded = np.zeros((min(room, self.max_batch), *inputs.shape[1:]), inputs.dtype)
         padded[: len(inputs)] = inputs
         with self._replica.lease() as lease:
-            out = self._predict(lease.tree["params"], lease.tree["model_state"], padded)
+            out = predict(self._predict, lease.tree, padded)
             answer = Answer(lease.version, np.array(out)[: len(inputs)])
         self._on_batch(answer.version, len(inputs))
         return answer

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.deploy.batcher import PredictFn
+from cdl_jax.deploy.gate import PredictFn
 from cdl_jax.deploy.log import Manifest
 from cdl_jax.errors import ConfigError
 

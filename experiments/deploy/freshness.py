@@ -1,14 +1,17 @@
 """How fresh is what is served: stamps from a sample's arrival to the first possible answer.
 
-    python -m experiments.deploy.freshness                 a folder and Redis, MNIST, 1 minute
+    python -m experiments.deploy.freshness                 MNIST, about 2 minutes
     python -m experiments.deploy.freshness --dataset digits --samples 1000
 
 LeNet5, a stream paced at 400 samples a second, trigger 8, two NumPy replicas in processes of
 their own. Expected, from a full trigger to applied, 99th percentile: under 50 ms on a folder,
-under 25 ms on Redis. What samples wait for their trigger to fill is reported apart.
+under 25 ms on Redis. What samples wait for their trigger to fill is reported apart. A third run has
+`cdl-jax serve` and a client instead of the replicas, and stamps each version's first answer.
 """
 
+import contextlib
 import dataclasses
+import http.client
 import json
 import pathlib
 import shutil
@@ -16,7 +19,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,8 @@ from experiments.deploy.broker import Broker
 from experiments.runs import conditions, save
 
 PACE, TRIGGER = 400, 8
+REQUESTS = 200  # a second
+IMAGE = bytes(28 * 28)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,68 +51,116 @@ class Options:
 
 def main(options: Options) -> int:
     """Measures and writes the report."""
-    rows = {}
-    for store in options.stores:
-        folder = pathlib.Path(tempfile.mkdtemp(prefix="cdl_jax-freshness-"))
-        broker = Broker(folder / "broker", durable=False) if store == "redis" else None
-        try:
-            rows[store] = run(options, folder, broker.url() if broker else str(folder / "log"))
-        finally:
-            if broker:
-                broker.kill()
-            shutil.rmtree(folder)
+    rows = {store: measure(options, store) for store in (*options.stores, "served")}
     result = {
         **conditions(f"python -m experiments.deploy.freshness --dataset {options.dataset}"),
         "pace": PACE,
         "trigger": TRIGGER,
+        "requests a second, served": REQUESTS,
         "stores, ms": rows,
     }
     save(options.out, "freshness.json", result)
     return 0
 
 
-def run(options: Options, folder: pathlib.Path, url: str) -> dict[str, Any]:
-    """A trainer and two replicas on one log; the row of the table."""
+def measure(options: Options, store: str) -> dict[str, Any]:
+    """One row: a log on a store, or on a folder with a server that follows it."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="cdl_jax-freshness-"))
+    broker = Broker(folder / "broker", durable=False) if store == "redis" else None
+    url = broker.url() if broker else str(folder / "log")
+    (folder / "log").mkdir()
+    try:
+        with answering(folder, url) if store == "served" else following(folder, url):
+            train(options, folder, url)
+            time.sleep(1.0)
+        return table(folder)
+    finally:
+        if broker:
+            broker.kill()
+        shutil.rmtree(folder)
+
+
+def train(options: Options, folder: pathlib.Path, url: str) -> None:
+    """A trainer, to the end of its stream."""
     words = ["train", "--dataset", options.dataset, "--log", url, "--run", str(folder / "trainer")]
     words += ["--pace", str(PACE), "--trigger", str(TRIGGER), "--density", "0.001"]
     words += ["--limit", str(options.samples), "--epochs", "1", "--digest-every", "0"]
-    (folder / "log").mkdir()
-    follow = ["replica", "--log", url, "--verify-every", "0", "--wait", "300", "--run"]
-    followers = [_start(*follow, str(folder / f"replica-{i}")) for i in range(2)]
-    trainer = _start(*words)
-    if trainer.wait():
-        raise SystemExit(f"the trainer ended with {trainer.returncode}")
-    time.sleep(1.0)
-    for follower in followers:
-        follower.send_signal(signal.SIGTERM)
-        follower.wait()
-    return table(folder)
+    if status := _start(*words).wait():
+        raise SystemExit(f"the trainer ended with {status}")
+
+
+@contextlib.contextmanager
+def following(folder: pathlib.Path, url: str) -> Iterator[None]:
+    """Two replicas, each in a process of its own."""
+    words = ["replica", "--log", url, "--verify-every", "0", "--wait", "300", "--run"]
+    followers = [_start(*words, str(folder / f"replica-{i}")) for i in range(2)]
+    try:
+        yield
+    finally:
+        for follower in followers:
+            follower.send_signal(signal.SIGTERM)
+            follower.wait()
+
+
+@contextlib.contextmanager
+def answering(folder: pathlib.Path, url: str) -> Iterator[None]:
+    """A server, and a client that asks it all the time and stamps each version's first answer."""
+    words = ["serve", "--log", url, "--port", "0", "--wait", "300"]
+    server, done = _start(*words, stdout=subprocess.PIPE), threading.Event()
+    client = threading.Thread(target=_ask, args=(server, folder / "answers.jsonl", done))
+    client.start()
+    try:
+        yield
+    finally:
+        done.set()
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+        client.join()
+
+
+def _ask(server: "subprocess.Popen[bytes]", out: pathlib.Path, done: threading.Event) -> None:
+    assert server.stdout
+    port = int(server.stdout.readline().split(b":")[-1])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    headers, newest = {"content-type": "application/octet-stream"}, -1
+    with out.open("w") as file:
+        while not done.wait(1 / REQUESTS):
+            connection.request("POST", "/predict", IMAGE, headers)
+            answer = connection.getresponse()
+            answer.read()
+            version, at = int(answer.headers["x-model-version"]), time.time()
+            if version > newest:
+                newest = version
+                file.write(json.dumps({"version": version, "answered_at": at}) + "\n")
 
 
 def table(folder: pathlib.Path) -> dict[str, Any]:
     """Medians and 99th percentiles of each stretch of the way."""
     made = {x["version"]: x for x in _lines(folder / "trainer" / "metrics.jsonl")}
-    served = [_lines(folder / f"replica-{i}" / "metrics.jsonl") for i in range(2)]
     stretches: dict[str, list[float]] = {
         "arrival to trigger full, per sample": [i / PACE for i in range(TRIGGER)] * len(made),
         "trigger full to step done": [x["made_at"] - x["full_at"] for x in made.values()],
         "step done to acknowledged": [x["acknowledged_at"] - x["made_at"] for x in made.values()],
     }
-    pairs = [(made[line["version"]], line) for lines in served for line in lines]
-    stretches["acknowledged to applied"] = [b["served_at"] - a["acknowledged_at"] for a, b in pairs]
-    stretches["trigger full to applied"] = [b["served_at"] - a["full_at"] for a, b in pairs]
-    out: dict[str, Any] = {"versions": len(made), "served": len(pairs)}
-    for name, seconds in stretches.items():
-        out[name] = {
+    for name, stamp in (("applied", "served_at"), ("first answer", "answered_at")):
+        lines = [x for path in folder.rglob("*.jsonl") for x in _lines(path) if stamp in x]
+        pairs = [(made[x["version"]], x[stamp]) for x in lines if x["version"] in made]
+        if pairs:
+            stretches[f"acknowledged to {name}"] = [at - x["acknowledged_at"] for x, at in pairs]
+            stretches[f"trigger full to {name}"] = [at - x["full_at"] for x, at in pairs]
+    return {"versions": len(made)} | {
+        name: {
             "median": round(1e3 * float(np.median(seconds)), 2),
             "p99": round(1e3 * float(np.percentile(seconds, 99)), 2),
+            "of": len(seconds),
         }
-    return out
+        for name, seconds in stretches.items()
+    }
 
 
-def _start(*words: str) -> "subprocess.Popen[bytes]":
+def _start(*words: str, stdout: int = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "cdl_jax.cli", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL)
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
