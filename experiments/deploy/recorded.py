@@ -53,7 +53,7 @@ def record(
         model.apply(update)
         updates.append(encode_update(update, lineage=LINEAGE))
     config = {"model": "resnet18", "dataset": "cifar10"}
-    layout: list[Any] = [[(i,), k] for i, k in enumerate(slots)]
+    layout: list[Any] = [[(i,), k, False] for i, k in enumerate(slots)]
     newest = Snapshot(spec, model.tensors(), versions, LINEAGE, digest)
     return Recorded(
         Manifest(LINEAGE, spec, {}, config, layout),
