@@ -78,12 +78,19 @@ class ContinuousTrainer:
         return jax.eval_shape(self._steps.usual, self.state, None, self._shapes)[1].update
 
     @property
+    def _arriving_most(self) -> int:
+        config = self._config
+        return config.trigger if config.trigger_seconds is None else config.batch_size
+
+    @property
     def left(self) -> int:
         """Samples that the stream will still bring."""
         return self._stop - self._position
 
     def run(self, bar: Bar) -> Summary:
         """Takes the whole stream; Ctrl-C or SIGTERM ends it between two versions."""
+        if self.left:
+            self._warm_up()
         arrivals = self._arrivals()
         begun, before, pending = time.monotonic(), self.summary.seconds, None
         with Interrupts() as interrupts:
@@ -111,13 +118,19 @@ class ContinuousTrainer:
             state = self._steps.as_usual(self.state)
             self._writer.save(self._version, state, self._feed.state(), self._progress())
 
+    def _warm_up(self) -> None:
+        """Compiles what a trigger needs; once the clock runs, samples would wait for it."""
+        copy = jax.tree.map(jnp.copy, self.state)  # which the step takes over
+        self._steps.usual(copy, None, jax.device_put(self._shapes))
+        sample = self._feed.read(self._position, self._position + 1, size=self._arriving_most)
+        self._score(deployed(self.state), jax.device_put(sample))
+        self._frozen.right(self._position, self._position + 1)
+
     def _arrivals(self) -> Arrivals:
-        config = self._config
-        seconds = config.trigger_seconds
         return Arrivals(
-            self._position, self._stop,
-            config.trigger if seconds is None else config.batch_size, config.pace,
-            seconds=seconds, recorded=self._records.triggers_after(self._version),
+            self._position, self._stop, self._arriving_most, self._config.pace,
+            seconds=self._config.trigger_seconds,
+            recorded=self._records.triggers_after(self._version),
         )  # fmt: skip
 
     def _dispatch(self, trigger: Trigger) -> _Pending:
@@ -134,10 +147,9 @@ class ContinuousTrainer:
 
     def _arriving(self, trigger: Trigger) -> tuple[int, Any]:
         """The samples that come with the trigger's labels, in a batch of one size."""
-        config = self._config
-        size = config.trigger if config.trigger_seconds is None else config.batch_size
-        start, stop = (min(x + config.label_delay, self._stop) for x in trigger[:2])
-        return stop - start, self._feed.read(min(start, self._stop - 1), stop, size=size)
+        delay, most = self._config.label_delay, self._arriving_most
+        start, stop = (min(x + delay, self._stop) for x in trigger[:2])
+        return stop - start, self._feed.read(min(start, self._stop - 1), stop, size=most)
 
     def _batch(self, trigger: Trigger) -> Any:
         config, answers = self._config, self._watch.answers
