@@ -70,6 +70,20 @@ def ship(
     return new_tree, _update(spec, digest, base, entries)
 
 
+def replace(
+    tree: Any, digest: jax.Array, base: jax.Array, new_tree: Any
+) -> tuple[Any, SparseUpdate]:
+    """The update that leads from `tree`, of this digest and version, to all of `new_tree`."""
+    spec, new = tree_spec(tree), flatten(new_tree)
+    entries = [
+        Entry((place,), jax.lax.iota(jnp.int32, leaf.size), leaf.reshape(-1))
+        for place, leaf in enumerate(new.leaves)
+        if leaf.size
+    ]
+    new_tree, digest = _write(tree, spec, digest, entries)
+    return new_tree, _update(spec, digest, base, entries)
+
+
 def nothing(update: SparseUpdate, digest: jax.Array, base: jax.Array) -> SparseUpdate:
     """An update of the same form, from `base` to the next version, that changes nothing."""
     past_any_end = [

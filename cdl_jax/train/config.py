@@ -11,7 +11,7 @@ from cdl_jax.models import MODELS
 from cdl_jax.train.tracking import TRACKERS
 
 Policy = Literal["uniform", "window", "exponential", "inverse_use", "balanced", "reservoir"]
-Strategy = Literal["sparse", "proactive", "online"]
+Strategy = Literal["sparse", "proactive", "online", "full", "frozen"]
 REACTIONS = ("share", "density", "window", "reset")
 
 # The bits do not depend on these.
@@ -19,7 +19,7 @@ _FREE = (
     "data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every",
     "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
-    "track",
+    "track", "initial",
 )  # fmt: skip
 
 _COUNTS = (
@@ -43,7 +43,8 @@ class TrainConfig:
     """lenet5, resnet18, resnet50, mobilenet_v2 or densenet161."""
     strategy: Strategy = "sparse"
     """sparse: proactive steps, sparse updates. proactive: dense ones. online: new samples only,
-    dense updates. The frozen initial model is scored beside each."""
+    dense updates. full: training from scratch on all samples so far, each time the trigger is
+    full. frozen: the initial model stays; it is scored beside each of the others, too."""
     log: str | None = None
     """Log of versions to publish to: a folder or URL. None publishes nothing."""
     run: str | None = None
@@ -58,8 +59,11 @@ class TrainConfig:
     """Epochs of the initial training. -1: the data set's default."""
     batch_size: int = 128
     """Samples in a step: the new ones and a sample of the history."""
+    initial: str | None = None
+    """Folder that keeps models after initial training: runs that begin alike share one."""
     trigger: int = -1
-    """New samples that trigger a step. -1: 8, or 128 for the online strategy."""
+    """New samples that trigger a step. -1: 8; 128 for online and frozen; for full, as many as the
+    initial training has."""
     include_new: bool = True
     """Put all new samples into the batch; else it is drawn from history and new ones alike."""
     trigger_seconds: float | None = None
@@ -94,6 +98,9 @@ class TrainConfig:
     """Of Adam with AMSGrad."""
     compressor: Literal["top_k", "random_k", "quantize"] = "top_k"
     """What a sparse update sends: the largest entries, random ones, or all, quantised (QSGD)."""
+    order: Literal["after", "before"] = "after"
+    """Compress the optimizer's update, or, as the paper does, the gradient before the optimizer:
+    then an update sends every entry that changed, which are many more."""
     density: float = 1e-2
     """Share of the entries that top_k and random_k send, in (0, 1]."""
     values: Literal["float32", "bf16", "f16", "int8", "int4", "int2"] = "float32"
@@ -148,10 +155,12 @@ class TrainConfig:
         _one_of("scenario", self.scenario, ("none", *SCENARIOS))
         _one_of("model", self.model, MODELS)
         kind = DATASETS[self.dataset]
+        initial = kind.initial_samples if self.initial_samples == -1 else self.initial_samples
+        triggers = {"online": 128, "frozen": 128, "full": initial}
         defaults = {
-            "initial_samples": kind.initial_samples,
+            "initial_samples": initial,
             "epochs": kind.epochs,
-            "trigger": 128 if self.strategy == "online" else 8,
+            "trigger": triggers.get(self.strategy, 8),
         }
         missing = {name: x for name, x in defaults.items() if getattr(self, name) == -1}
         filled = dataclasses.replace(self, **missing)
@@ -217,7 +226,17 @@ class TrainConfig:
             raise ConfigError("new_lineage needs --run, the folder of the run that it goes on from")
         if self.pace is not None and not 0 < self.pace < float("inf"):
             raise ConfigError(f"pace is {self.pace}; give samples a second, above 0")
-        if self.strategy != "online" and self.trigger > self.batch_size:
+        if self.order == "before" and self.values != "float32":
+            raise ConfigError(
+                f"values is {self.values}, but with order 'before' the optimizer makes the new "
+                "values, which are sent exactly; give float32"
+            )
+        if self.strategy == "full" and (self.trigger_seconds or self.label_delay or self.on_drift):
+            raise ConfigError(
+                "full retrains on all samples every --trigger samples; trigger_seconds, "
+                "label_delay and on_drift belong to the other strategies"
+            )
+        if self.strategy in ("sparse", "proactive") and self.trigger > self.batch_size:
             raise ConfigError(
                 f"trigger is {self.trigger}, larger than batch_size {self.batch_size}: the new "
                 "samples would not fit; lower the one or raise the other"

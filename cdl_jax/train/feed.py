@@ -53,8 +53,10 @@ class Feed:
         self, trigger: Trigger, version: int, share: float, sampler: History
     ) -> np.ndarray:
         config, labels = self._config, self._data.labels[trigger.start : trigger.stop]
-        if config.strategy == "online":
+        if config.strategy in ("online", "frozen"):
             return np.arange(trigger.start, trigger.stop)
+        if config.strategy == "full":
+            return np.arange(trigger.stop)
         if not config.include_new:
             self._sampler.join(labels)
             return sampler.draw(version, trigger.stop, config.batch_size)
@@ -67,7 +69,7 @@ class Feed:
 
 def shapes(config: TrainConfig, data: ImageData) -> Any:
     """A batch of the size that most steps see, for its shapes alone."""
-    if config.strategy == "online":
+    if config.strategy in ("online", "frozen"):
         return data.batch(np.zeros(config.trigger, np.int64))
     past = config.initial_samples + (0 if config.include_new else config.trigger)
     new = config.trigger if config.include_new else 0

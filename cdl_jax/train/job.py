@@ -18,7 +18,7 @@ from cdl_jax.errors import ConfigError
 from cdl_jax.models import Classifier, classifier, create_model
 from cdl_jax.native import available
 from cdl_jax.train.config import TrainConfig
-from cdl_jax.train.initial import Trained, fit
+from cdl_jax.train.initial import Trained, fit, fit_step, shared
 from cdl_jax.train.loop import ContinuousTrainer
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer, check_log, check_same, start_from
@@ -85,7 +85,9 @@ def _trained(
         start = _start(config, data, model, records, writer, log)
         records.about({"seed": config.seed, "program": program()})
         records.track(config.trackers(), vars(config))
-        trainer = ContinuousTrainer(config, data, model, start, records, writer)
+        trainer = ContinuousTrainer(
+            config, data, model, start, lambda: _untrained(config, data, model), records, writer
+        )
         if log is not None and owner is not None:
             trainer.publisher = _publisher(config, log, owner, trainer, key)
             if start.progress is not None:
@@ -155,15 +157,27 @@ def config_toml(config: TrainConfig) -> str:
     return tomli_w.dumps({k: v for k, v in vars(config).items() if v is not None})
 
 
+_BEGINNING = (
+    "dataset", "scenario", "model", "seed", "initial_samples", "epochs", "batch_size",
+    "learning_rate",
+)  # fmt: skip
+
+
 def _initial_state(config: TrainConfig, data: ImageData, model: Classifier) -> TrainState:
-    chosen, start = plan(config), _untrained(config, data, model)
-    count, epochs = config.initial_samples, config.epochs
-    with Bar("initial training", epochs * -(-count // config.batch_size)) as bar:
-        trained = fit(
-            start, data, count, model.loss_fn, chosen.optimizer,
-            epochs=epochs, batch_size=config.batch_size, seed=config.seed, on_step=bar.advance,
-        )  # fmt: skip
+    facts = {name: getattr(config, name) for name in _BEGINNING} | {"program": program()}
+    like = jax.eval_shape(lambda: _untrained(config, data, model))
+    trained = shared(config.initial, facts, like, lambda: _fitted(config, data, model))
     return _deployable(config, trained)
+
+
+def _fitted(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+    count, epochs, batch_size = config.initial_samples, config.epochs, config.batch_size
+    with Bar("initial training", epochs * -(-count // batch_size)) as bar:
+        return fit(
+            _untrained(config, data, model), data.batch, count,
+            fit_step(model.loss_fn, plan(config).optimizer),
+            epochs=epochs, batch_size=batch_size, seed=config.seed, on_step=bar.advance,
+        )  # fmt: skip
 
 
 def _untrained(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
@@ -172,10 +186,11 @@ def _untrained(config: TrainConfig, data: ImageData, model: Classifier) -> Train
 
 
 def _deployable(config: TrainConfig, trained: Trained) -> TrainState:
-    key = jax.random.key(config.seed)
-    state = init_state(trained.params, plan(config).tx, model_state=trained.model_state, key=key)
+    key, chosen = jax.random.key(config.seed), plan(config)
+    state = init_state(trained.params, chosen.tx, model_state=trained.model_state, key=key)
     # The optimizer's state carries over (Prapas et al. 2021, section 5); the residual begins at 0.
-    return state._replace(opt_state=(trained.opt_state, *state.opt_state[1:]))
+    opt_state = chosen.with_optimizer(state.opt_state, trained.opt_state)
+    return state._replace(opt_state=opt_state)
 
 
 def _check_stream(config: TrainConfig, data: ImageData) -> None:

@@ -1,6 +1,7 @@
 """The continuous loop: score, step, publish, record, trigger by trigger."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +23,13 @@ from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
 from cdl_jax.train.feed import Feed, shapes
 from cdl_jax.train.frozen import FrozenModel
+from cdl_jax.train.initial import Trained
 from cdl_jax.train.prequential import Awaited, Prequential
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer
-from cdl_jax.train.steps import Steps
+from cdl_jax.train.steps import stepper
+
+_AT_ONCE = 500  # samples that are scored by one call, where very many arrive
 
 
 class _Pending(NamedTuple):
@@ -52,6 +56,7 @@ class ContinuousTrainer:
         data: ImageData,
         model: Classifier,
         start: Start,
+        untrained: Callable[[], Trained],
         records: Records,
         writer: Writer | None = None,
     ):
@@ -60,7 +65,7 @@ class ContinuousTrainer:
         self._config, self._records, self._writer = config, records, writer
         self._shapes = shapes(config, data)
         self._feed = Feed(config, data)
-        self._steps = Steps(config, model.loss_fn)
+        self._steps = stepper(config, model.loss_fn, untrained)
         self._score = _scorer(model)
         self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
         self._awaited, self._watch, self._in_a_row = Awaited(), Watch(config), 0
@@ -75,7 +80,7 @@ class ContinuousTrainer:
 
     def example(self) -> SparseUpdate:
         """The shapes of the updates that the steps will make."""
-        return jax.eval_shape(self._steps.usual, self.state, None, self._shapes)[1].update
+        return self._steps.example(self.state, self._shapes)
 
     @property
     def _arriving_most(self) -> int:
@@ -89,6 +94,7 @@ class ContinuousTrainer:
 
     def run(self, bar: Bar) -> Summary:
         """Takes the whole stream; Ctrl-C or SIGTERM ends it between two versions."""
+        self._steps.tell = lambda note: bar.advance(0, note)
         if self.left:
             self._warm_up()
         arrivals = self._arrivals()
@@ -120,8 +126,7 @@ class ContinuousTrainer:
 
     def _warm_up(self) -> None:
         """Compiles what a trigger needs; once the clock runs, samples would wait for it."""
-        copy = jax.tree.map(jnp.copy, self.state)  # which the step takes over
-        self._steps.usual(copy, None, jax.device_put(self._shapes))
+        self._steps.warm_up(self.state, self._shapes)
         sample = self._feed.read(self._position, self._position + 1, size=self._arriving_most)
         self._score(deployed(self.state), jax.device_put(sample))
         self._frozen.right(self._position, self._position + 1)
@@ -296,4 +301,19 @@ def _scorer(model: Classifier) -> Any:
         loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.argmax(logits, axis=-1) == labels, loss
 
-    return jax.jit(score)
+    one_call = jax.jit(score)
+
+    def in_pieces(tree: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        count = len(batch["label"])
+        if count <= 2 * _AT_ONCE:
+            return one_call(tree, batch)
+        cuts = [(first, min(first + _AT_ONCE, count)) for first in range(0, count, _AT_ONCE)]
+        parts = [one_call(tree, _part(batch, *cut)) for cut in cuts]
+        right, loss = zip(*parts, strict=True)
+        return jnp.concatenate(right), jnp.concatenate(loss)
+
+    return in_pieces
+
+
+def _part(batch: Any, first: int, end: int) -> Any:
+    return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, first, end), batch)

@@ -1,16 +1,30 @@
 """The compiled steps of a run: the usual one, and the one that answers to a drift."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from cdl_jax.core.chain import is_sparsifier
+from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.sparsify import ErrorFeedbackState
 from cdl_jax.core.step import LossFn, StepInfo, TrainState, make_step
+from cdl_jax.train.baselines import Frozen, Retraining
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
+from cdl_jax.train.initial import Trained
 from cdl_jax.train.strategies import Plan, plan
+
+
+def stepper(
+    config: TrainConfig, loss_fn: LossFn, untrained: Callable[[], Trained]
+) -> "Steps | Frozen | Retraining":
+    """What a strategy does when its trigger is full."""
+    if config.strategy == "full":
+        return Retraining(config, loss_fn, untrained)
+    return Frozen() if config.strategy == "frozen" else Steps(config, loss_fn)
 
 
 class Steps:
@@ -18,9 +32,6 @@ class Steps:
 
     Which one it is follows from the settings and the metrics so far, so a run that is resumed
     chooses the same.
-
-    Attributes:
-      usual: the step while nothing drifts.
     """
 
     def __init__(self, config: TrainConfig, loss_fn: LossFn):
@@ -30,7 +41,16 @@ class Steps:
             answers: make_step(loss_fn, chosen.tx, update=chosen.update)
             for answers, chosen in self._plans.items()
         }
-        self.usual, self._answers = self._compiled[False], False
+        self.tell: Callable[[str], None] = lambda note: None
+        self._usual, self._answers = self._compiled[False], False
+
+    def example(self, state: TrainState, batch: Any) -> SparseUpdate:
+        """The shapes of the updates that the steps will make."""
+        return jax.eval_shape(self._usual, state, None, batch)[1].update
+
+    def warm_up(self, state: TrainState, batch: Any) -> None:
+        """Compiles the usual step; the state stays."""
+        self._usual(jax.tree.map(jnp.copy, state), None, jax.device_put(batch))
 
     def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
         """Chooses the program of the step that makes `version`; the state as it takes it."""
@@ -51,7 +71,7 @@ class Steps:
 
     def _reset(self, state: TrainState) -> TrainState:
         fresh = jax.jit(self._plans[False].optimizer.init)(state.params)
-        return state._replace(opt_state=(fresh, *state.opt_state[1:]))
+        return state._replace(opt_state=self._plans[False].with_optimizer(state.opt_state, fresh))
 
 
 def _with_slots(state: TrainState, chosen: Plan) -> TrainState:

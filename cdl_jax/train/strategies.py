@@ -1,6 +1,6 @@
 """The paper's strategies as optax chains and modes of shipping."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -14,25 +14,29 @@ class Plan(NamedTuple):
     """How a strategy takes its steps."""
 
     optimizer: optax.GradientTransformation  # of the initial training too
-    sparsifier: optax.GradientTransformation | None  # behind it, once the stream flows
+    links: tuple[optax.GradientTransformation, ...]  # of the continuous steps' chain
+    place: int  # of the optimizer among them
     update: Update
-    uses_history: bool
 
     @property
     def tx(self) -> optax.GradientTransformation:
         """The chain of the continuous steps."""
-        return optax.chain(self.optimizer, self.sparsifier or optax.identity())
+        return optax.chain(*self.links)
+
+    def with_optimizer(self, opt_state: tuple[Any, ...], own: Any) -> tuple[Any, ...]:
+        """The chain's state with the optimizer's own state replaced."""
+        return (*opt_state[: self.place], own, *opt_state[self.place + 1 :])
 
 
 def plan(config: TrainConfig) -> Plan:
     """The strategy that a configuration names (Prapas et al. 2021, sections 3 and 4)."""
-    sparse = config.strategy == "sparse"
-    return Plan(
-        optimizer=optax.amsgrad(config.learning_rate),
-        sparsifier=error_feedback(_compressor(config), seed=config.seed) if sparse else None,
-        update="sparse" if sparse else "dense",
-        uses_history=config.strategy != "online",
-    )
+    optimizer = optax.amsgrad(config.learning_rate)
+    if config.strategy != "sparse":
+        return Plan(optimizer, (optimizer, optax.identity()), 0, "dense")
+    compressor = error_feedback(_compressor(config), seed=config.seed)
+    if config.order == "before":
+        return Plan(optimizer, (compressor, optimizer), 1, "changed")
+    return Plan(optimizer, (optimizer, compressor), 0, "sparse")
 
 
 def _compressor(config: TrainConfig) -> compress.Compressor:

@@ -75,7 +75,8 @@ def test_the_same_command_again_makes_the_same_bytes_and_goes_on(tmp_path):
     "changes",
     [{"strategy": "proactive"}, {"strategy": "online", "trigger": 40}, {"include_new": False},
      {"compressor": "random_k"}, {"compressor": "quantize", "bits": 2}, {"scope": "global"},
-     {"trigger": 32}],
+     {"trigger": 32}, {"order": "before"}, {"strategy": "frozen", "trigger": 16},
+     {"strategy": "full", "trigger": 40, "batch_size": 48}],
 )  # fmt: skip
 def test_every_strategy_runs_and_replicates(tmp_path, changes):
     summary = go(tmp_path, **changes)
@@ -145,8 +146,7 @@ def test_weight_decay_behind_the_sparsifier_stops_the_run(tmp_path, monkeypatch)
 
     def decayed(config):
         made = plan(config)
-        tail = optax.chain(made.sparsifier, optax.add_decayed_weights(1e-4))
-        return made._replace(sparsifier=tail)
+        return made._replace(links=(*made.links, optax.add_decayed_weights(1e-4)))
 
     monkeypatch.setattr("cdl_jax.train.steps.plan", decayed)
     monkeypatch.setattr("cdl_jax.train.job.plan", decayed)
