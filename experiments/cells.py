@@ -1,0 +1,120 @@
+"""The runs behind the paper's figures and tables, by name.
+
+Prapas et al. 2021, section 5: LeNet5 on MNIST; ResNet18, ResNet50, MobileNetV2 and DenseNet161 on
+CIFAR-10, initial training on 10,000 samples, the rest as the stream, batch 128, Adam with AMSGrad
+at 1e-3. The profile "full" is the paper's; "quick" is a small one of the same shape.
+"""
+
+import dataclasses
+from typing import Any
+
+DENSITIES = (1e-2, 1e-3, 1e-4, 1e-5)
+SCOPES = ("tensor", "global")
+FORMS = ("bf16", "f16", "int8", "int4", "int2")
+TRIGGERS = (8, 16, 32, 64)
+BITS = (1, 2, 4, 8, 16)
+MODELS = {"mnist": ("lenet5",), "cifar10": ("resnet18", "mobilenet_v2", "resnet50", "densenet161")}
+
+PROFILES: dict[tuple[str, str], dict[str, Any]] = {
+    ("mnist", "full"): {"initial_samples": 10_000, "epochs": 10},
+    ("mnist", "quick"): {"initial_samples": 2_000, "epochs": 5, "limit": 8_000},
+    ("cifar10", "full"): {"initial_samples": 10_000, "epochs": 25},
+    ("cifar10", "quick"): {"initial_samples": 2_000, "epochs": 5, "limit": 4_000},
+}
+QUICK_TRIGGER = 32  # of CIFAR-10's quick profile: a step takes a tenth of a second and more
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run but for its seed.
+
+    Attributes:
+      name: of its files.
+      settings: of `TrainConfig`, on top of the profile's.
+      seeds: how many seeds the full profile runs.
+      quick: whether it belongs to the quick profile.
+      ships: whether its updates go through the wire; else a version is a whole model.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    seeds: int = 3
+    quick: bool = True
+    ships: bool = True
+
+
+def full_retraining() -> Cell:
+    """From scratch on all samples so far, each time as many came as the initial training had."""
+    return Cell("full", {"strategy": "full"}, ships=False)
+
+
+def online() -> Cell:
+    """New samples only."""
+    return Cell("online-128", {"strategy": "online", "trigger": 128}, ships=False)
+
+
+def proactive(trigger: int) -> Cell:
+    """Dense proactive training."""
+    settings = {"strategy": "proactive", "trigger": trigger}
+    return Cell(f"proactive-{trigger}", settings, quick=trigger in (8, 32), ships=False)
+
+
+def sparse(
+    density: float,
+    scope: str = "tensor",
+    values: str = "float32",
+    *,
+    compressor: str = "top_k",
+    order: str = "after",
+    **more: Any,
+) -> Cell:
+    """Sparse proactive training, trigger 8."""
+    settings = {
+        "strategy": "sparse", "trigger": 8, "compressor": compressor, "density": density,
+        "scope": scope, "values": values, "order": order,
+    }  # fmt: skip
+    name = f"{compressor}-{density:g}-{scope}-{values}" + ("-before" if order == "before" else "")
+    return Cell(name, settings, **more)
+
+
+def qsgd(bits: int) -> Cell:
+    """Quantised updates of every entry."""
+    settings = {"strategy": "sparse", "trigger": 8, "compressor": "quantize", "bits": bits}
+    return Cell(f"qsgd-{bits}", settings, seeds=1, quick=bits == 4)
+
+
+def everything_that_changed() -> Cell:
+    """Dense proactive training whose updates carry the changed entries alone, for their number."""
+    whole = sparse(1.0, order="before", seeds=1)
+    return dataclasses.replace(whole, name="proactive-8-changed")
+
+
+def cells(dataset: str) -> list[Cell]:
+    """All runs of a data set, those that most figures need first."""
+    dense = [proactive(t) for t in TRIGGERS]
+    main = [sparse(d, s, quick=d > 1e-5) for d in DENSITIES for s in SCOPES]
+    before = [sparse(d, order="before", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]]
+    random = [sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES]
+    forms = [
+        sparse(d, s, v, seeds=1, quick=(d, s, v) in ((1e-4, "global", "int8"),))
+        for d in DENSITIES[:3]
+        for v in FORMS
+        for s in SCOPES
+    ]
+    first = [dense[0], full_retraining(), online(), *main, *dense[1:], *before, *random]
+    if dataset == "mnist":
+        return [*first, everything_that_changed(), *forms, *map(qsgd, BITS)]
+    return [*first, *(f for f in forms if f.quick or f.settings["values"] in ("int8", "int4"))]
+
+
+def settings(dataset: str, profile: str, model: str, cell: Cell) -> dict[str, Any]:
+    """`TrainConfig`'s, but for seed and places."""
+    base = {"dataset": dataset, "model": model, **PROFILES[dataset, profile]}
+    chosen = {**base, **cell.settings}
+    if (dataset, profile) == ("cifar10", "quick") and cell.settings.get("trigger") == 8:
+        chosen["trigger"] = QUICK_TRIGGER
+    return chosen
+
+
+def _few(dataset: str) -> dict[str, Any]:
+    return {} if dataset == "mnist" else {"seeds": 1}
