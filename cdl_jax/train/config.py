@@ -8,6 +8,7 @@ from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import MODELS
+from cdl_jax.models.torchvision import content_digest
 from cdl_jax.train.tracking import TRACKERS
 
 Policy = Literal["uniform", "window", "exponential", "inverse_use", "balanced", "reservoir"]
@@ -19,7 +20,7 @@ _FREE = (
     "data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every",
     "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
-    "track", "initial",
+    "track", "initial", "init_weights",
 )  # fmt: skip
 
 _COUNTS = (
@@ -41,6 +42,9 @@ class TrainConfig:
     label_permutation or noise."""
     model: str = "lenet5"
     """lenet5, resnet18, resnet50, mobilenet_v2 or densenet161."""
+    init_weights: str | None = None
+    """safetensors file of a torchvision state_dict from which the initial training starts (or,
+    with --epochs 0, the stream). A head of other classes starts anew. None: random weights."""
     strategy: Strategy = "sparse"
     """sparse: proactive steps, sparse updates. proactive: dense ones. online: new samples only,
     dense updates. full: training from scratch on all samples so far, each time the trigger is
@@ -168,8 +172,16 @@ class TrainConfig:
         return filled
 
     def bits_depend_on(self) -> dict[str, Any]:
-        """The settings that the bits of the log depend on: all but places, pace and length."""
-        return {name: x for name, x in vars(self).items() if name not in _FREE}
+        """The settings that the bits of the log depend on: all but places, pace and length.
+
+        Of the initial weights it is the file's content.
+
+        Raises:
+          ConfigError: when it cannot be read.
+        """
+        weights = self.init_weights
+        content = {} if weights is None else {"init_weights": content_digest(weights)}
+        return {name: x for name, x in vars(self).items() if name not in _FREE} | content
 
     def trackers(self) -> list[str]:
         """Where the metrics go, too."""

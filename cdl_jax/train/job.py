@@ -16,6 +16,7 @@ from cdl_jax.deploy import Publisher, UpdateLog, open_log
 from cdl_jax.deploy.log import Ownership
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import Classifier, classifier, create_model
+from cdl_jax.models.torchvision import load_torchvision
 from cdl_jax.native import available
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.initial import Trained, fit, fit_step, shared
@@ -86,7 +87,7 @@ def _trained(
         records.about({"seed": config.seed, "program": program()})
         records.track(config.trackers(), vars(config))
         trainer = ContinuousTrainer(
-            config, data, model, start, lambda: _untrained(config, data, model), records, writer
+            config, data, model, start, lambda: _beginning(config, data, model), records, writer
         )
         if log is not None and owner is not None:
             trainer.publisher = _publisher(config, log, owner, trainer, key)
@@ -159,12 +160,13 @@ def config_toml(config: TrainConfig) -> str:
 
 _BEGINNING = (
     "dataset", "scenario", "model", "seed", "initial_samples", "epochs", "batch_size",
-    "learning_rate",
+    "learning_rate", "init_weights",
 )  # fmt: skip
 
 
 def _initial_state(config: TrainConfig, data: ImageData, model: Classifier) -> TrainState:
-    facts = {name: getattr(config, name) for name in _BEGINNING} | {"program": program()}
+    facts = {name: x for name, x in config.bits_depend_on().items() if name in _BEGINNING}
+    facts["program"] = program()
     like = jax.eval_shape(lambda: _untrained(config, data, model))
     trained = shared(config.initial, facts, like, lambda: _fitted(config, data, model))
     return _deployable(config, trained)
@@ -174,10 +176,20 @@ def _fitted(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
     count, epochs, batch_size = config.initial_samples, config.epochs, config.batch_size
     with Bar("initial training", epochs * -(-count // batch_size)) as bar:
         return fit(
-            _untrained(config, data, model), data.batch, count,
+            _beginning(config, data, model), data.batch, count,
             fit_step(model.loss_fn, plan(config).optimizer),
             epochs=epochs, batch_size=batch_size, seed=config.seed, on_step=bar.advance,
         )  # fmt: skip
+
+
+def _beginning(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+    """Where training from scratch starts: at random weights, or at those of a file."""
+    start = _untrained(config, data, model)
+    if config.init_weights is None:
+        return start
+    trees = load_torchvision(config.init_weights, config.model, start.params, start.model_state)
+    params, model_state = jax.tree.map(jnp.asarray, trees)
+    return Trained(params, model_state, plan(config).optimizer.init(params))
 
 
 def _untrained(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:

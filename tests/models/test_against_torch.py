@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from cdl_jax.models import classifier, create_model
+from cdl_jax.models.torchvision import load_torchvision
 
 torch = pytest.importorskip("torch")
 torch_models = pytest.importorskip("experiments.bench.torch_models")
@@ -89,3 +91,29 @@ def test_step_matches(name):
     logits = net(torch.tensor(image.transpose(0, 3, 1, 2).copy())).detach()
     served = jax.jit(predict_fn)(params, moved, image)
     np.testing.assert_allclose(served, logits, atol=1e-4)
+
+
+def moved_statistics(net) -> None:
+    """Statistics and affine parameters as of a trained net: none of them 0 or 1."""
+    for name, tensor in net.state_dict().items():
+        module = name.rpartition(".")[0]
+        if f"{module}.running_mean" in net.state_dict() and tensor.is_floating_point():
+            low, high = (-0.3, 0.3) if name.endswith(("bias", "mean")) else (0.5, 1.5)
+            torch.nn.init.uniform_(tensor, low, high)
+
+
+@pytest.mark.parametrize("name", torch_models.MODELS)
+def test_loaded_weights_answer_alike(tmp_path, name):
+    torch.manual_seed(1)
+    net = torch_models.MODELS[name](10).eval()
+    moved_statistics(net)
+    arrays = {k: np.ascontiguousarray(v.numpy()) for k, v in net.state_dict().items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "weights")
+    image, _ = sample(name, 8)
+    init_fn, _, predict_fn = classifier(create_model(name))
+    shapes = jax.eval_shape(init_fn, jax.random.key(0), image)
+    trees = load_torchvision(tmp_path / "weights", name, *shapes)
+    with torch.no_grad():
+        expected = net(torch.tensor(image.transpose(0, 3, 1, 2).copy())).numpy()
+    assert 0.01 < expected.std() < 100
+    np.testing.assert_allclose(jax.jit(predict_fn)(*trees, image), expected, atol=1e-4, rtol=1e-5)
