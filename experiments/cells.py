@@ -97,13 +97,13 @@ def cells(dataset: str) -> list[Cell]:
     random = [sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES]
     forms = [
         sparse(d, s, v, seeds=1, quick=(d, s, v) in ((1e-4, "global", "int8"),))
-        for d in DENSITIES[:3]
+        for s, d in [("tensor", 1e-3), ("tensor", 1e-4), ("global", 1e-4), ("tensor", 1e-2),
+                     ("global", 1e-3), ("global", 1e-2)]
         for v in FORMS
-        for s in SCOPES
-    ]
+    ]  # fmt: skip
     first = [dense[0], full_retraining(), online(), *main, *dense[1:], *before, *random]
     if dataset == "mnist":
-        return [*first, everything_that_changed(), *forms, *map(qsgd, BITS)]
+        return [*first, everything_that_changed(), *forms[:20], *map(qsgd, BITS), *forms[20:]]
     return [*first, *(f for f in forms if f.quick or f.settings["values"] in ("int8", "int4"))]
 
 

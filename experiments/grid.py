@@ -20,6 +20,7 @@ import jax
 import tyro
 
 from cdl_jax.errors import CdlError
+from cdl_jax.models.torchvision import content_digest
 from cdl_jax.train import TrainConfig, run
 from cdl_jax.train.job import program
 from experiments.cells import MODELS, Cell, cells, settings
@@ -29,7 +30,6 @@ RESULTS = pathlib.Path("experiments/results")
 RUNS = pathlib.Path("runs/grid")
 POINTS = 50  # of a curve
 Profile = Literal["full", "quick"]
-WEIGHTS = "random (Linen's initialisers), by the seed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Options:
     """Cells whose names begin with one of these alone."""
     seeds: int | None = None
     """Seeds 0, 1, ... of each cell. None: the cell's own number; 1 in the quick profile."""
+    init_weights: str | None = None
+    """safetensors file of a torchvision state_dict that every run starts from. None: random."""
     limit: int | None = None
     """Samples of the stream, fewer than the profile's: for a trial, whose results are not kept."""
     log_to: str = str(RUNS)
@@ -79,7 +81,7 @@ def main(options: Options) -> int:
     for number, task in enumerate(todo):
         print(f"[{number + 1}/{len(todo)}] {task.dataset} {task.profile} {task.name}", flush=True)
         try:
-            if not run_task(task, pathlib.Path(options.log_to), options.limit):
+            if not run_task(task, options):
                 return 130
         except CdlError as error:
             print(f"experiments: {task.name}: {error}", file=sys.stderr)
@@ -98,8 +100,9 @@ def tasks(options: Options) -> Iterator[Task]:
             yield Task(options.dataset, options.profile, model, cell, seed)
 
 
-def run_task(task: Task, runs: pathlib.Path, limit: int | None) -> bool:
+def run_task(task: Task, options: Options) -> bool:
     """Runs a task to its end and keeps its result; False when it was interrupted."""
+    limit, runs = options.limit, pathlib.Path(options.log_to)
     folder = runs / f"{task.dataset}-{task.profile}" / task.name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -110,24 +113,32 @@ def run_task(task: Task, runs: pathlib.Path, limit: int | None) -> bool:
         if task.result.exists() and not limit:
             return True
         made_by = _note_program(folder)
-        config = _config(task, folder, limit)
+        config = _config(task, folder, options)
         summary = run(config.checked())
         if summary.interrupted:
             return False
         if not limit:
-            keep(task, folder, summary, made_by)
+            keep(task, folder, summary, made_by, weights_of(options))
         shutil.rmtree(folder)
     return True
 
 
-def keep(task: Task, folder: pathlib.Path, summary: Any, made_by: list[Any]) -> None:
+def weights_of(options: Options) -> str:
+    """Where the runs' initial weights come from."""
+    file = options.init_weights
+    if file is None:
+        return "random (Linen's initialisers), by the seed"
+    return f"{pathlib.Path(file).name}, {content_digest(file)}"
+
+
+def keep(task: Task, folder: pathlib.Path, summary: Any, made_by: list[Any], weights: str) -> None:
     """Writes a task's result: what it was, its curve, its summary; a line each."""
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     command = f"python -m experiments.grid --dataset {task.dataset} --profile {task.profile}"
     header = {
         "cell": task.cell.name, "model": task.model, "seed": task.seed, "profile": task.profile,
         "settings": settings(task.dataset, task.profile, task.model, task.cell),
-        "initial_weights": WEIGHTS, "programs": made_by,
+        "initial_weights": weights, "programs": made_by,
         "commit": json.loads((folder / "about.json").read_text())["commit"],
         **conditions(f"{command} --models {task.model} --only {task.cell.name}"),
     }  # fmt: skip
@@ -160,17 +171,18 @@ def curve(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def _config(task: Task, folder: pathlib.Path, limit: int | None) -> TrainConfig:
+def _config(task: Task, folder: pathlib.Path, options: Options) -> TrainConfig:
     chosen = settings(task.dataset, task.profile, task.model, task.cell)
     places: dict[str, Any] = {
         "run": str(folder), "initial": str(folder.parent / "initial"), "new_lineage": True,
+        "init_weights": options.init_weights,
     }  # fmt: skip
     if task.cell.ships:
         # A log belongs to one program; an old version is of no use here.
         places["log"] = str(folder / f"log-{_number(folder)}")
         places |= {"keep_versions": 1000, "digest_every": 0, "snapshot_every": 1000}
-    if limit:
-        places["limit"] = limit
+    if options.limit:
+        places["limit"] = options.limit
     return TrainConfig(**{**chosen, **places}, seed=task.seed)
 
 

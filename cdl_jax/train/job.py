@@ -125,7 +125,7 @@ def _start(
             writer.save_initial(initial)
         return Start(state, initial, {}, None)
     check_same(saved, config, writer)
-    like = jax.eval_shape(lambda: _deployable(config, _untrained(config, data, model)))
+    like = jax.eval_shape(lambda: deployable(config, untrained(config, data, model)))
     start = start_from(saved, writer, like)
     if log is not None:
         check_log(saved, start.state, log, config)
@@ -167,9 +167,9 @@ _BEGINNING = (
 def _initial_state(config: TrainConfig, data: ImageData, model: Classifier) -> TrainState:
     facts = {name: x for name, x in config.bits_depend_on().items() if name in _BEGINNING}
     facts["program"] = program()
-    like = jax.eval_shape(lambda: _untrained(config, data, model))
+    like = jax.eval_shape(lambda: untrained(config, data, model))
     trained = shared(config.initial, facts, like, lambda: _fitted(config, data, model))
-    return _deployable(config, trained)
+    return deployable(config, trained)
 
 
 def _fitted(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
@@ -184,7 +184,7 @@ def _fitted(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
 
 def _beginning(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
     """Where training from scratch starts: at random weights, or at those of a file."""
-    start = _untrained(config, data, model)
+    start = untrained(config, data, model)
     if config.init_weights is None:
         return start
     trees = load_torchvision(config.init_weights, config.model, start.params, start.model_state)
@@ -192,12 +192,14 @@ def _beginning(config: TrainConfig, data: ImageData, model: Classifier) -> Train
     return Trained(params, model_state, plan(config).optimizer.init(params))
 
 
-def _untrained(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+def untrained(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+    """Random weights by the seed, and the optimizer's first state."""
     params, model_state = model.init_fn(jax.random.key(config.seed), jnp.asarray(data.images[:1]))
     return Trained(params, model_state, plan(config).optimizer.init(params))
 
 
-def _deployable(config: TrainConfig, trained: Trained) -> TrainState:
+def deployable(config: TrainConfig, trained: Trained) -> TrainState:
+    """The state in which the stream finds a model that was trained from scratch."""
     key, chosen = jax.random.key(config.seed), plan(config)
     state = init_state(trained.params, chosen.tx, model_state=trained.model_state, key=key)
     # The optimizer's state carries over (Prapas et al. 2021, section 5); the residual begins at 0.

@@ -1,0 +1,151 @@
+"""Training time of each strategy against full retraining's, and of one step against one retraining.
+
+LeNet5 on MNIST in the paper's settings (Prapas et al. 2021, section 5): full retraining trains from
+scratch on the first 10,000, 20,000, ... 50,000 samples, 10 epochs each (11,700 steps); proactive
+training takes one step whenever 8, 16, 32 or 64 of the stream's 50,000 samples have come. Training
+alone is timed: drawing and gathering batches, and steps; scoring and publishing belong to neither.
+Stream segment by stream segment the strategies take turns, so that what else the machine does
+falls on all of them. Expected: the ratio of the step counts (0.53, 0.27, 0.13, 0.07), within a
+tenth.
+
+    python -m experiments.training_time          about 3 minutes a seed on 2 CPU cores
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from cdl_jax.data import load
+from cdl_jax.models import classifier, create_model
+from cdl_jax.train import TrainConfig
+from cdl_jax.train.arrival import Trigger
+from cdl_jax.train.feed import Feed
+from cdl_jax.train.initial import Trained, fit, fit_step
+from cdl_jax.train.job import deployable, untrained
+from cdl_jax.train.steps import Steps
+from cdl_jax.train.strategies import plan
+from experiments.cells import Cell, online, proactive, settings, sparse
+from experiments.runs import conditions, save
+
+SEGMENT = 10_000  # samples of the stream between two retrainings
+CELLS = (*map(proactive, (8, 16, 32, 64)), *map(sparse, (1e-2, 1e-3, 1e-4)), online())
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of the comparison."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds."""
+    segments: int = 5
+    """Of 10,000 samples each: the whole stream has 5."""
+    results: str = "experiments/results"
+    """Folder of the result."""
+
+
+def main(options: Options) -> int:
+    """Measures, writes training_time.json after every seed, prints it."""
+    result: dict[str, Any] = {"cells": [], "retraining": []}
+    for seed in options.seeds:
+        retraining, rows = measure(seed, options.segments)
+        result["retraining"].append(retraining)
+        result["cells"] += rows
+        words = f"--seeds {' '.join(map(str, options.seeds))} --segments {options.segments}"
+        result |= conditions(f"python -m experiments.training_time {words}")
+        save(options.results, "training_time.json", result)
+    return 0
+
+
+def measure(seed: int, segments: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Seconds and steps of every strategy over the stream's first segments."""
+    data = load("mnist")
+    base = TrainConfig(**settings("mnist", "full", "lenet5", proactive(8)), seed=seed).checked()
+    model = classifier(create_model("lenet5", data.classes), (data.mean, data.std))
+    step = fit_step(model.loss_fn, plan(base).optimizer)
+    start = untrained(base, data, model)
+
+    def retrain(count: int, epochs: int) -> Trained:
+        return jax.block_until_ready(fit(
+            start, data.batch, count, step,
+            epochs=epochs, batch_size=base.batch_size, seed=seed,
+        ))  # fmt: skip
+
+    counts = [base.initial_samples + SEGMENT * turn for turn in range(segments)]
+    for count in counts:  # compiles the short last batches
+        jax.block_until_ready(step(start, data.batch(np.arange(count % base.batch_size)),
+                                   jnp.asarray(0), jax.random.key(0)))  # fmt: skip
+    initial = retrain(base.initial_samples, base.epochs)
+    streams = [Stream(cell, seed, data, model, initial) for cell in CELLS]
+    retrainings = []
+    for count in counts:
+        retrainings.append(timed(lambda count=count: retrain(count, base.epochs)))
+        for stream in streams:
+            stream.take(count, count + SEGMENT)
+    total = sum(retrainings)
+    steps = [base.epochs * -(-count // base.batch_size) for count in counts]
+    retraining = {"seed": seed, "samples": counts, "steps": steps, "seconds": rounded(retrainings)}
+    return retraining, [stream.row(total, sum(steps), retrainings) for stream in streams]
+
+
+class Stream:
+    """A strategy's steps over the stream, timed."""
+
+    def __init__(self, cell: Cell, seed: int, data: Any, model: Any, initial: Trained):
+        chosen = settings("mnist", "full", "lenet5", cell)
+        self.cell, self.config = cell, TrainConfig(**chosen, seed=seed).checked()
+        self.feed = Feed(self.config, data)
+        self.steps = Steps(self.config, model.loss_fn)
+        self.state = deployable(self.config, initial)
+        shape = min(self.config.batch_size, self.config.initial_samples)
+        self.steps.warm_up(self.state, data.batch(np.zeros(shape, np.int64)))
+        self.seconds, self.version = 0.0, 0
+
+    def take(self, first: int, end: int) -> None:
+        """All steps of a segment."""
+        self.seconds += timed(lambda: self._steps(first, end))
+
+    def row(self, total: float, all_steps: int, retrainings: list[float]) -> dict[str, Any]:
+        """The outcome beside full retraining's."""
+        one = self.seconds / self.version
+        return {
+            "cell": self.cell.name,
+            "seed": self.config.seed,
+            "steps": self.version,
+            "seconds": round(self.seconds, 3),
+            "step, ms": round(1000 * one, 3),
+            "time / full retraining": round(self.seconds / total, 4),
+            "steps / full retraining": round(self.version / all_steps, 4),
+            "one retraining / one step": rounded([x / one for x in retrainings], 0),
+        }
+
+    def _steps(self, first: int, end: int) -> None:
+        trigger = self.config.trigger
+        for start in range(first, end, trigger):
+            arrived = Trigger(start, min(start + trigger, end), 0.0)
+            batch = self.feed.batch(arrived, self.version, share=0.0, window=None)
+            self.state, _ = self.steps.take(self.state, jax.device_put(batch))
+            self.version += 1
+        jax.block_until_ready(self.state)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that it took."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def rounded(values: list[float], digits: int = 3) -> list[float]:
+    """Each rounded."""
+    return [round(x, digits) for x in values]
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
