@@ -5,7 +5,9 @@ DATASET ?= digits
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint bench faults deploy-bench mnist-paired mnist-digests mnist-values fuzz resume-faults clean
+PROFILE ?= full
+.PHONY: demo test lint bench faults deploy-bench mnist cifar10 experiments report figure \
+	training-time update-bytes mnist-digests mnist-values fuzz resume-faults clean
 
 $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +38,24 @@ deploy-bench: $(READY)
 	$(BIN)/python -m experiments.deploy.fan_out
 	$(BIN)/python -m experiments.deploy.catch_up
 
-mnist-paired: $(READY)
-	$(BIN)/python -m experiments.mnist_paired
+# Runs what has no result yet, goes on where it was stopped; PROFILE=quick for a small form.
+mnist cifar10: $(READY)
+	$(BIN)/python -m experiments.grid --dataset $@ --profile $(PROFILE) $(GRID)
+
+experiments: mnist cifar10 report
+
+report: $(READY)
+	$(BIN)/python -m experiments.report
+
+# One figure or table: make figure NAME=accuracy_bytes
+figure: $(READY)
+	$(BIN)/python -m experiments.report --only $(NAME)
+
+training-time: $(READY)
+	$(BIN)/python -m experiments.training_time
+
+update-bytes: $(READY)
+	$(BIN)/python -m experiments.update_bytes
 
 mnist-digests: $(READY)
 	$(BIN)/python -m experiments.mnist_digests --backend numpy

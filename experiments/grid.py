@@ -86,6 +86,9 @@ def main(options: Options) -> int:
         except CdlError as error:
             print(f"experiments: {task.name}: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("experiments: interrupted; the same command goes on", file=sys.stderr)
+            return 130
         jax.clear_caches()
     return 0
 
