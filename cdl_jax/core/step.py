@@ -177,12 +177,19 @@ def _take_or_keep(
 
 
 def make_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, **options: Any
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    sharding: jax.sharding.Sharding | None = None,
+    **options: Any,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, StepInfo]]:
     """`proactive_step` compiled: `step(state, history, stream) -> (state, info)`.
 
     It compiles once for each shape of the batches and donates the state: keep using the one it
     returns. Options are `proactive_step`'s keyword arguments.
+
+    Over a mesh, `sharding` is `NamedSharding(mesh, PartitionSpec())`, and the state and all that
+    is returned are replicated so; a batch comes sharded by samples. Axes of the mesh are Auto.
 
     Examples:
       >>> def loss_fn(params, model_state, batch, key):
@@ -196,7 +203,7 @@ def make_step(
       (2, [0, 1])
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)
     def step(state: TrainState, history: Any, stream: Any) -> tuple[TrainState, StepInfo]:
         return proactive_step(state, history, stream, loss_fn, tx, **options)
 

@@ -3,13 +3,18 @@
 import contextlib
 import json
 import logging
+import multiprocessing
 import pathlib
+import shutil
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from cdl_jax.core.layout import bits_dtype, join
 from cdl_jax.core.tree import flatten
@@ -32,6 +37,18 @@ class Saved(NamedTuple):
             for name, array in self.arrays.items()
             if name.startswith(f"{root}/")
         }
+
+    def to_bytes(self) -> bytes:
+        """All of it, for another process."""
+        record = json.dumps([self.version, self.record]).encode()
+        return safetensors.numpy.save({**self.arrays, _RECORD: np.frombuffer(record, np.uint8)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Saved":
+        """What `to_bytes` gave."""
+        arrays = safetensors.numpy.load(content)
+        version, record = json.loads(arrays.pop(_RECORD).tobytes())
+        return cls(version, record, arrays)
 
     def restore(self, root: str, like: Any) -> Any:
         """A part of the tree that was saved: structure, dtypes and sizes of `like`, saved bits.
@@ -74,21 +91,17 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2):
-        # orbax takes a second to import, and tells of each save at length.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        from orbax.checkpoint import v1 as ocp
-
-        self._folder, self._saving = folder, None
-        policy: Any = ocp.training.preservation_policies.LatestN(keep)
-        context = ocp.Context()
-        context.array.saving.use_compression = False  # floats hardly shrink, and it costs a core
+        self._folder, self._keep, self._saving = folder.absolute(), keep, None
+        self._pool = None
+        if jax.process_count() > 1:
+            # Orbax would wait for all processes of the run; one of its own knows of no others.
+            alone = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, alone, initializer=_on_the_cpu)
         with self._explained():
-            self._orbax = ocp.training.Checkpointer(
-                str(folder.absolute()),
-                context=context,
-                preservation_policy=policy,
-                cleanup_tmp_directories=True,
-            )
+            folder.mkdir(parents=True, exist_ok=True)
+            for half_written in folder.iterdir():
+                if not half_written.name.isdigit():
+                    shutil.rmtree(half_written)
 
     def save(self, version: int, tree: Any, record: dict[str, Any]) -> None:
         """Begins to write a checkpoint; waits for the one before it to be done."""
@@ -106,32 +119,41 @@ class Checkpoints:
         }
         arrays[_RECORD] = np.frombuffer(json.dumps({**record, _KEYS: kinds}).encode(), np.uint8)
         with self._explained():
-            self._saving = self._orbax.save_async(version, arrays, force=True, overwrite=True)
+            path, pool = self._folder / str(version), self._pool
+            self._saving = pool.submit(_write, path, arrays) if pool else _begin(path, arrays)
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Returns when nothing is being written, and what is too old is gone."""
         saving, self._saving = self._saving, None
         if saving is not None:
             with self._explained():
                 saving.result()
+                for version in self._versions()[: -self._keep]:
+                    shutil.rmtree(self._folder / str(version))
 
     def newest(self) -> Saved | None:
         """The newest checkpoint that was written to its end."""
         self.wait()
+        versions = self._versions()
+        if not versions:
+            return None
         with self._explained():
-            latest = self._orbax.latest
-            if latest is None:
-                return None
-            arrays: Any = self._orbax.load(latest.step)
+            path = self._folder / str(versions[-1])
+            arrays = _read(path) if self._pool is None else self._pool.submit(_read, path).result()
             record = json.loads(arrays.pop(_RECORD).tobytes())
-        return Saved(latest.step, record, arrays)
+        return Saved(versions[-1], record, arrays)
 
     def close(self) -> None:
-        """Waits, and frees what orbax holds."""
+        """Waits."""
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            if self._pool is not None:
+                self._pool.shutdown()
+
+    def _versions(self) -> list[int]:
+        """Orbax gives a folder its name when all is in it."""
+        return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -142,6 +164,35 @@ class Checkpoints:
             raise CheckpointError(
                 f"cannot read or write the checkpoints in {self._folder}: {first[:200]}"
             ) from error
+
+
+def _begin(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Any:
+    """Starts to write; `result()` of what it returns waits for the end."""
+    # orbax takes a second to import, and tells of each save at length.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # floats hardly shrink, and it costs a core
+    with context:
+        return ocp.save_async(str(path), arrays, overwrite=True)
+
+
+def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    _begin(path, arrays).result()
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    from orbax.checkpoint import v1 as ocp
+
+    arrays: Any = ocp.load(str(path))
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def _on_the_cpu() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the run
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _host_copy(leaf: Any) -> np.ndarray:

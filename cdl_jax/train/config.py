@@ -20,7 +20,7 @@ _FREE = (
     "data_dir", "log", "run", "limit", "pace", "snapshot_every", "digest_every",
     "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
-    "track", "initial", "init_weights",
+    "track", "initial", "init_weights", "devices", "coordinator", "processes", "process_id",
 )  # fmt: skip
 
 _COUNTS = (
@@ -148,6 +148,15 @@ class TrainConfig:
     --log."""
     max_skipped: int = 20
     """Stop after so many steps in a row with a non-finite loss or gradient."""
+    devices: int = 1
+    """Devices of each process that a batch is shared out to; 0: all."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 meets the others, where several train one model. It alone has
+    the log and the run folder, and when it ends, all do."""
+    processes: int = 1
+    """Processes that train one model, usually one a host; each is given the same settings."""
+    process_id: int = 0
+    """Which one this is, from 0."""
 
     def checked(self) -> "TrainConfig":
         """The settings with the data set's defaults filled in.
@@ -206,12 +215,20 @@ class TrainConfig:
     def _check(self) -> None:
         for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
-        for name in ("epochs", "seed", "digest_every", "checkpoint_every", "label_delay"):
+        for name in (
+            "epochs",
+            "seed",
+            "digest_every",
+            "checkpoint_every",
+            "label_delay",
+            "devices",
+        ):
             _at_least(name, getattr(self, name), 0)
         if self.limit is not None:
             _at_least("limit", self.limit, 1)
         if self.snapshot_bytes is not None:
             _at_least("snapshot_bytes", self.snapshot_bytes, 1)
+        self._check_processes()
         self.retention()  # it checks its own values, and so does the other
         self.failure_policy()
         for name in ("density", "drift_density", "drift_share"):
@@ -253,6 +270,22 @@ class TrainConfig:
                 f"trigger is {self.trigger}, larger than batch_size {self.batch_size}: the new "
                 "samples would not fit; lower the one or raise the other"
             )
+
+    def _check_processes(self) -> None:
+        if not 0 <= self.process_id < self.processes:
+            raise ConfigError(
+                f"process_id is {self.process_id} of {self.processes} processes; give 0 to "
+                "processes - 1"
+            )
+        if (self.processes > 1) != (self.coordinator is not None):
+            raise ConfigError(
+                f"processes is {self.processes}, coordinator is {self.coordinator}; several "
+                "processes need --coordinator HOST:PORT, a single one none"
+            )
+        if (self.processes > 1 or self.devices != 1) and self.strategy in ("full", "frozen"):
+            raise ConfigError(f"strategy {self.strategy} runs on one device of one process")
+        if self.processes > 1 and self.initial is not None:
+            raise ConfigError("initial is for a run of one process; leave it out")
 
     def _check_seconds(self, seconds: float) -> None:
         if not 0 < seconds < float("inf"):

@@ -1,5 +1,6 @@
 """Training from scratch: of the initial model, and of each full retraining."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -26,10 +27,13 @@ class Trained(NamedTuple):
     opt_state: Any
 
 
-def fit_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> FitStep:
-    """A plain dense step, compiled: `(state, batch, turn, key) -> (state, loss)`."""
+def fit_step(loss_fn: LossFn, tx: optax.GradientTransformation, sharding: Any = None) -> FitStep:
+    """A plain dense step, compiled: `(state, batch, turn, key) -> (state, loss)`.
 
-    @jax.jit
+    Over a mesh, what it returns is of this sharding.
+    """
+
+    @functools.partial(jax.jit, out_shardings=sharding)
     def step(state: Trained, batch: Any, turn: jax.Array, key: jax.Array) -> Any:
         own = jax.random.fold_in(key, turn)
         (loss, (model_state, _)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

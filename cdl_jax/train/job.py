@@ -1,6 +1,8 @@
 """One run from settings to summary: data, initial model or checkpoint, log, stream."""
 
 import contextlib
+import dataclasses
+import json
 import os
 import sys
 from typing import Any
@@ -18,6 +20,8 @@ from cdl_jax.errors import ConfigError
 from cdl_jax.models import Classifier, classifier, create_model
 from cdl_jax.models.torchvision import load_torchvision
 from cdl_jax.native import available
+from cdl_jax.train.checkpoint import Saved
+from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.initial import Trained, fit, fit_step, shared
 from cdl_jax.train.loop import ContinuousTrainer
@@ -25,6 +29,9 @@ from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer, check_log, check_same, start_from
 from cdl_jax.train.strategies import plan
 from cdl_jax.wire import signing
+
+# Each process's own, as the first one's are.
+_OWN = dict.fromkeys(("data_dir", "log", "run", "process_id", "devices", "track", "sign_key"))
 
 
 def run(config: TrainConfig) -> Summary:
@@ -34,24 +41,29 @@ def run(config: TrainConfig) -> Summary:
       CdlError: in one sentence, what cannot be and how to mend it. Nothing is lost: every
         version that was acknowledged is in the log.
     """
-    key = None if config.sign_key is None else signing().read_signing_key(config.sign_key)
     _keep_programs()
+    cluster = Cluster.join(config.coordinator, config.processes, config.process_id, config.devices)
+    if not cluster.leads:
+        config = dataclasses.replace(config, log=None, run=None, sign_key=None)
+    key = None if config.sign_key is None else signing().read_signing_key(config.sign_key)
     data = load(config.dataset, data_dir=config.data_dir)
     _check_stream(config, data)
     data = scenario(config.scenario, data, start=config.initial_samples, seed=config.seed)
     if jax.default_backend() == "cpu" and not available():
         print("cdl-jax: no fused CPU kernels here (no C++ compiler at install): XLA's are slower",
               file=sys.stderr)  # fmt: skip
+    cluster.check_same({**vars(config), **_OWN, **program(cluster)} | {"data": len(data)})
     if config.log is None:
-        return _trained(config, data)
+        return _trained(config, data, cluster)
     log = open_log(config.log, create=True)
     with log.claim() as owner:
-        return _trained(config, data, log, owner, key)
+        return _trained(config, data, cluster, log, owner, key)
 
 
-def program() -> dict[str, Any]:
+def program(cluster: Cluster | None = None) -> dict[str, Any]:
     """What the bits of a compiled step depend on besides the settings."""
     return {
+        **(cluster or Cluster()).facts(),
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
@@ -71,6 +83,7 @@ def _keep_programs() -> None:
 def _trained(
     config: TrainConfig,
     data: ImageData,
+    cluster: Cluster,
     log: UpdateLog | None = None,
     owner: Ownership | None = None,
     key: Any = None,
@@ -79,18 +92,23 @@ def _trained(
         records = stack.enter_context(contextlib.closing(Records(config.run)))
         writer = None
         if records.folder is not None:
-            facts = {"program": program(), "config": config.bits_depend_on(), "lineage": None}
+            facts = {
+                "program": program(cluster),
+                "config": config.bits_depend_on(),
+                "lineage": None,
+            }
             writer = Writer(records.folder, keep=config.keep_checkpoints, facts=facts)
             stack.enter_context(contextlib.closing(writer))
         model = classifier(create_model(config.model, data.classes), (data.mean, data.std))
-        start = _start(config, data, model, records, writer, log)
-        records.about({"seed": config.seed, "program": program()})
+        start = _start(config, data, model, records, writer, log, cluster)
+        records.about({"seed": config.seed, "program": program(cluster)})
         records.track(config.trackers(), vars(config))
         trainer = ContinuousTrainer(
-            config, data, model, start, lambda: _beginning(config, data, model), records, writer
-        )
+            config, data, model, start, lambda: _beginning(config, data, model), records, writer,
+            cluster,
+        )  # fmt: skip
         if log is not None and owner is not None:
-            trainer.publisher = _publisher(config, log, owner, trainer, key)
+            trainer.publisher = _publisher(config, log, owner, trainer, key, cluster)
             if start.progress is not None:
                 trainer.publisher.bytes_since = start.progress["bytes_since"]
         if writer is not None and trainer.publisher is not None:
@@ -113,20 +131,26 @@ def _start(
     records: Records,
     writer: Writer | None,
     log: UpdateLog | None,
+    cluster: Cluster,
 ) -> Start:
     """From the run's newest checkpoint, or from initial training where there is none."""
-    saved = None if writer is None else writer.newest()
-    if writer is None or saved is None:
+    saved = _led(cluster, None if writer is None else writer.newest())
+    if saved is None:
         records.text("config.toml", config_toml(config))
         records.begin()
-        state = _initial_state(config, data, model)
+        state = _initial_state(config, data, model, cluster)
         initial = jax.tree.map(jnp.copy, deployed(state))
         if writer is not None:
             writer.save_initial(initial)
         return Start(state, initial, {}, None)
-    check_same(saved, config, writer)
+    if writer is not None:
+        check_same(saved, config, writer)
     like = jax.eval_shape(lambda: deployable(config, untrained(config, data, model)))
-    start = start_from(saved, writer, like)
+    initial = _led(cluster, None if writer is None else writer.initial())
+    assert initial is not None
+    lines = list(records.lines()) if config.on_drift else []
+    lines = json.loads(cluster.share(json.dumps(lines).encode()))
+    start = start_from(saved, initial, like, lines)
     if log is not None:
         check_log(saved, start.state, log, config)
     records.text("config.toml", config_toml(config))
@@ -135,14 +159,19 @@ def _start(
 
 
 def _publisher(
-    config: TrainConfig, log: UpdateLog, owner: Ownership, trainer: ContinuousTrainer, key: Any
+    config: TrainConfig,
+    log: UpdateLog,
+    owner: Ownership,
+    trainer: ContinuousTrainer,
+    key: Any,
+    cluster: Cluster,
 ) -> Publisher:
     return Publisher.begin(
         log,
         owner,
         deployed(trainer.state),
         version=int(trainer.state.version),
-        program=program(),
+        program=program(cluster),
         config=config.bits_depend_on(),
         example=trainer.example(),
         snapshot_every=config.snapshot_every,
@@ -164,22 +193,35 @@ _BEGINNING = (
 )  # fmt: skip
 
 
-def _initial_state(config: TrainConfig, data: ImageData, model: Classifier) -> TrainState:
+def _led(cluster: Cluster, saved: Saved | None) -> Saved | None:
+    """The first process's checkpoint, on every process."""
+    content = saved.to_bytes() if saved is not None and cluster.processes > 1 else b""
+    content = cluster.share(content)
+    return Saved.from_bytes(content) if content else saved
+
+
+def _initial_state(
+    config: TrainConfig, data: ImageData, model: Classifier, cluster: Cluster
+) -> TrainState:
     facts = {name: x for name, x in config.bits_depend_on().items() if name in _BEGINNING}
-    facts["program"] = program()
+    facts["program"] = program(cluster)
     like = jax.eval_shape(lambda: untrained(config, data, model))
-    trained = shared(config.initial, facts, like, lambda: _fitted(config, data, model))
+    trained = shared(config.initial, facts, like, lambda: _fitted(config, data, model, cluster))
     return deployable(config, trained)
 
 
-def _fitted(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+def _fitted(config: TrainConfig, data: ImageData, model: Classifier, cluster: Cluster) -> Trained:
+    start, step = (
+        _beginning(config, data, model),
+        fit_step(model.loss_fn, plan(config).optimizer, cluster.replicated),
+    )
     count, epochs, batch_size = config.initial_samples, config.epochs, config.batch_size
-    with Bar("initial training", epochs * -(-count // batch_size)) as bar:
-        return fit(
-            _beginning(config, data, model), data.batch, count,
-            fit_step(model.loss_fn, plan(config).optimizer),
+    with Bar("initial training", epochs * -(-count // batch_size)) as bar, cluster.over():
+        trained = fit(
+            cluster.replicate(start), lambda index: cluster.put(data.batch(index)), count, step,
             epochs=epochs, batch_size=batch_size, seed=config.seed, on_step=bar.advance,
         )  # fmt: skip
+    return cluster.local(trained)
 
 
 def _beginning(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:

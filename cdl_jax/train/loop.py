@@ -19,6 +19,7 @@ from cdl_jax.errors import TrainingError
 from cdl_jax.interrupts import Interrupts
 from cdl_jax.models import Classifier
 from cdl_jax.train.arrival import Arrivals, Trigger
+from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
 from cdl_jax.train.feed import Feed, shapes
@@ -59,23 +60,26 @@ class ContinuousTrainer:
         untrained: Callable[[], Trained],
         records: Records,
         writer: Writer | None = None,
+        cluster: Cluster | None = None,
     ):
-        self.state, self.summary = start.state, Summary(strategy=config.strategy)
+        self._cluster = cluster or Cluster()
+        self.state = self._cluster.replicate(start.state)
+        self.summary = Summary(strategy=config.strategy)
         self.publisher: Publisher | None = None
         self._config, self._records, self._writer = config, records, writer
         self._shapes = shapes(config, data)
         self._feed = Feed(config, data)
-        self._steps = stepper(config, model.loss_fn, untrained)
-        self._score = _scorer(model)
+        self._steps = stepper(config, model.loss_fn, untrained, self._cluster.replicated)
+        self._score = _scorer(model, self._cluster.replicated)
         self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
         self._awaited, self._watch, self._in_a_row = Awaited(), Watch(config), 0
         self._version = int(start.state.version)
         self._stop = min(len(data), config.initial_samples + (config.limit or len(data)))
         self._position = config.initial_samples
-        self._frozen = FrozenModel(start.initial, self._score, self._feed.read, self._stop)
+        self._frozen = FrozenModel(start.initial, _scorer(model), self._feed.read, self._stop)
         self.summary.dense_bytes = sum(x.nbytes for x in jax.tree.leaves(start.initial))
         if start.progress is not None:
-            self._restore(start.progress, start.sampler)
+            self._restore(start)
         self._meet(self._position + self._awaited.count, self._position + config.label_delay)
 
     def example(self) -> SparseUpdate:
@@ -100,7 +104,7 @@ class ContinuousTrainer:
         arrivals = self._arrivals()
         begun, before, pending = time.monotonic(), self.summary.seconds, None
         with Interrupts() as interrupts:
-            for trigger in interrupts.between(arrivals):
+            for trigger in self._cluster.led(interrupts.between(arrivals)):
                 current = self._dispatch(trigger)
                 if pending is not None:
                     self._finish(pending, bar)
@@ -111,7 +115,8 @@ class ContinuousTrainer:
                 self._finish(pending, bar)
         self.summary.interrupted = interrupts.came
         self.summary.seconds = before + time.monotonic() - begun
-        self.summary.digest = tree_digest(deployed(self.state))
+        self.summary.digest = self._full_digest()
+        self._cluster.check_digest(self._version, digests.from_hex(self.summary.digest))
         return self.summary
 
     def keep(self) -> None:
@@ -121,14 +126,15 @@ class ContinuousTrainer:
         """
         acknowledged = self.publisher is None or self.publisher.outbox.empty
         if self._writer is not None and acknowledged:
-            state = self._steps.as_usual(self.state)
+            state = self._steps.as_usual(self._cluster.local(self.state))
             self._writer.save(self._version, state, self._feed.state(), self._progress())
 
     def _warm_up(self) -> None:
         """Compiles what a trigger needs; once the clock runs, samples would wait for it."""
-        self._steps.warm_up(self.state, self._shapes)
         sample = self._feed.read(self._position, self._position + 1, size=self._arriving_most)
-        self._score(deployed(self.state), jax.device_put(sample))
+        with self._cluster.over():
+            self._steps.warm_up(self.state, self._cluster.put(self._shapes))
+            self._score(deployed(self.state), self._cluster.put(sample))
         self._frozen.right(self._position, self._position + 1)
 
     def _arrivals(self) -> Arrivals:
@@ -142,9 +148,9 @@ class ContinuousTrainer:
         # Written before anything depends on it: a replay must cut the stream at the same places.
         self._records.trigger(self._version + 1, trigger.stop)
         arrived, new = self._arriving(trigger)
-        new, batch = jax.device_put((new, self._batch(trigger)))
+        new, batch = self._cluster.put(new), self._cluster.put(self._batch(trigger))
         self.state = self._steps.prepare(self.state, self._watch, self._version + 1, trigger.start)
-        with jax.transfer_guard("disallow"):
+        with self._cluster.over(), jax.transfer_guard("disallow"):
             scores = self._score(deployed(self.state), new)
             self.state, info = self._steps.take(self.state, batch)
         self._version, self._position = self._version + 1, trigger.stop
@@ -168,8 +174,10 @@ class ContinuousTrainer:
     def _meet(self, start: int, stop: int) -> None:
         """Scores the samples that arrive before the first label."""
         if start < min(stop, self._stop):
-            batch = self._feed.read(start, min(stop, self._stop))
-            self._await(self._score(deployed(self.state), batch), min(stop, self._stop) - start)
+            batch = self._cluster.put(self._feed.read(start, min(stop, self._stop)))
+            with self._cluster.over():
+                scores = self._score(deployed(self.state), batch)
+            self._await(scores, min(stop, self._stop) - start)
 
     def _await(self, scores: Any, count: int) -> None:
         right, loss = (np.asarray(x)[:count].tolist() for x in scores)
@@ -217,8 +225,12 @@ class ContinuousTrainer:
                 out["acknowledged_at"] = time.time()
         return out
 
+    def _full_digest(self) -> str:
+        return tree_digest(deployed(self._cluster.local(self.state)))
+
     def _check_digest(self, info: StepInfo) -> str:
-        full = tree_digest(deployed(self.state))
+        full = self._full_digest()
+        self._cluster.check_digest(int(info.update.version), digests.from_hex(full))
         running = digests.to_hex(info.update.digest)
         if full != running:
             raise TrainingError(
@@ -279,7 +291,8 @@ class ContinuousTrainer:
             "bytes_since": 0 if self.publisher is None else self.publisher.bytes_since,
         }
 
-    def _restore(self, progress: dict[str, Any], sampler: dict[str, np.ndarray]) -> None:
+    def _restore(self, start: Start) -> None:
+        progress: Any = start.progress
         self._position = progress["position"]
         scores = (self._accuracy, self._loss, self._frozen_accuracy)
         for score, state in zip(scores, progress["scores"], strict=True):
@@ -288,12 +301,12 @@ class ContinuousTrainer:
         self._frozen.restore(progress["frozen"])
         self._in_a_row = progress["in_a_row"]
         self.summary = Summary(**progress["summary"])
-        self._feed.restore(sampler)
-        for record in self._records.lines() if self._config.on_drift else ():
+        self._feed.restore(start.sampler)
+        for record in start.records:
             self._watch.update(record)
 
 
-def _scorer(model: Classifier) -> Any:
+def _scorer(model: Classifier, sharding: Any = None) -> Any:
     def score(tree: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Whether each sample is right, and its loss."""
         logits = model.predict_fn(tree["params"], tree["model_state"], batch["image"])
@@ -301,7 +314,7 @@ def _scorer(model: Classifier) -> Any:
         loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.argmax(logits, axis=-1) == labels, loss
 
-    one_call = jax.jit(score)
+    one_call = jax.jit(score, out_shardings=sharding)
 
     def in_pieces(tree: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         count = len(batch["label"])

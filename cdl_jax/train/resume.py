@@ -1,6 +1,7 @@
 """Going on from a run's newest checkpoint, or refusing to."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,9 @@ class Start(NamedTuple):
     initial: Any  # the tree deployed at version 0; never donated
     sampler: dict[str, np.ndarray]
     progress: dict[str, Any] | None  # None at version 0
+    records: Iterable[
+        dict[str, Any]
+    ] = ()  # the metrics' lines so far, where a drift may be in them
 
 
 class Writer:
@@ -48,14 +52,14 @@ class Writer:
         self._initial.save(0, tree, {})
         self._initial.wait()
 
-    def initial(self, like: Any) -> Any:
+    def initial(self) -> Saved:
         """The tree deployed at version 0."""
         saved = self._initial.newest()
         if saved is None:
             raise CheckpointError(
                 f"{self.folder} has checkpoints but no initial model; give a new --run folder"
             )
-        return saved.restore("", like)
+        return saved
 
     def save(self, version: int, state: TrainState, sampler: Any, progress: Any) -> None:
         """Begins to write a checkpoint."""
@@ -68,20 +72,23 @@ class Writer:
         self._newest.close()
 
 
-def start_from(saved: Saved, writer: Writer, like: TrainState) -> Start:
+def start_from(
+    saved: Saved, initial: Saved, like: TrainState, records: Iterable[dict[str, Any]]
+) -> Start:
     """The start that a checkpoint holds.
 
     Args:
       saved: the checkpoint.
-      writer: of its run.
+      initial: of the tree deployed at version 0.
       like: a state of this run's shapes.
+      records: see `Start`.
 
     Raises:
       CheckpointError: when it is of another model or optimizer.
     """
     state = saved.restore("state", like)
-    initial = writer.initial(deployed(like))
-    return Start(state, initial, saved.under("sampler"), saved.record["progress"])
+    tree = initial.restore("", deployed(like))
+    return Start(state, tree, saved.under("sampler"), saved.record["progress"], records)
 
 
 def check_same(saved: Saved, config: TrainConfig, writer: Writer) -> None:

@@ -19,12 +19,12 @@ from cdl_jax.train.strategies import Plan, plan
 
 
 def stepper(
-    config: TrainConfig, loss_fn: LossFn, untrained: Callable[[], Trained]
+    config: TrainConfig, loss_fn: LossFn, untrained: Callable[[], Trained], sharding: Any = None
 ) -> "Steps | Frozen | Retraining":
-    """What a strategy does when its trigger is full."""
+    """What a strategy does when its trigger is full; `sharding` is of the state, over a mesh."""
     if config.strategy == "full":
         return Retraining(config, loss_fn, untrained)
-    return Frozen() if config.strategy == "frozen" else Steps(config, loss_fn)
+    return Frozen() if config.strategy == "frozen" else Steps(config, loss_fn, sharding)
 
 
 class Steps:
@@ -34,14 +34,15 @@ class Steps:
     chooses the same.
     """
 
-    def __init__(self, config: TrainConfig, loss_fn: LossFn):
+    def __init__(self, config: TrainConfig, loss_fn: LossFn, sharding: Any = None):
         denser = dataclasses.replace(config, density=config.drift_density)
         self._plans = {False: plan(config), True: plan(denser)}
         self._compiled = {
-            answers: make_step(loss_fn, chosen.tx, update=chosen.update)
+            answers: make_step(loss_fn, chosen.tx, sharding=sharding, update=chosen.update)
             for answers, chosen in self._plans.items()
         }
         self.tell: Callable[[str], None] = lambda note: None
+        self._sharding = sharding
         self._usual, self._answers = self._compiled[False], False
 
     def example(self, state: TrainState, batch: Any) -> SparseUpdate:
@@ -50,7 +51,7 @@ class Steps:
 
     def warm_up(self, state: TrainState, batch: Any) -> None:
         """Compiles the usual step; the state stays."""
-        self._usual(jax.tree.map(jnp.copy, state), None, jax.device_put(batch))
+        self._usual(jax.tree.map(jnp.copy, state), None, batch)
 
     def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
         """Chooses the program of the step that makes `version`; the state as it takes it."""
@@ -58,7 +59,8 @@ class Steps:
             state = self._reset(state)
         answers = watch.answers("density", version, position)
         if answers != self._answers:
-            state, self._answers = _with_slots(state, self._plans[answers]), answers
+            state = _with_slots(state, self._plans[answers], self._sharding)
+            self._answers = answers
         return state
 
     def take(self, state: TrainState, batch: Any) -> tuple[TrainState, StepInfo]:
@@ -70,13 +72,14 @@ class Steps:
         return _with_slots(state, self._plans[False]) if self._answers else state
 
     def _reset(self, state: TrainState) -> TrainState:
-        fresh = jax.jit(self._plans[False].optimizer.init)(state.params)
-        return state._replace(opt_state=self._plans[False].with_optimizer(state.opt_state, fresh))
+        usual = self._plans[False]
+        fresh = jax.jit(usual.optimizer.init, out_shardings=self._sharding)(state.params)
+        return state._replace(opt_state=usual.with_optimizer(state.opt_state, fresh))
 
 
-def _with_slots(state: TrainState, chosen: Plan) -> TrainState:
+def _with_slots(state: TrainState, chosen: Plan, sharding: Any = None) -> TrainState:
     """The slots of another density, empty: a step fills them and reads the residual alone."""
-    fresh = jax.jit(chosen.tx.init)(state.params)
+    fresh = jax.jit(chosen.tx.init, out_shardings=sharding)(state.params)
 
     def swap(old: Any, new: Any) -> Any:
         if isinstance(old, ErrorFeedbackState):
