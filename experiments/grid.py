@@ -29,6 +29,7 @@ from experiments.runs import conditions
 RESULTS = pathlib.Path("experiments/results")
 RUNS = pathlib.Path("runs/grid")
 POINTS = 50  # of a curve
+SCANNED = ("sparse", "proactive")  # strategies that an accelerator takes many triggers of at once
 Profile = Literal["full", "quick"]
 
 
@@ -184,6 +185,8 @@ def _config(task: Task, folder: pathlib.Path, options: Options) -> TrainConfig:
         # A log belongs to one program; an old version is of no use here.
         places["log"] = str(folder / f"log-{_number(folder)}")
         places |= {"keep_versions": 1000, "digest_every": 0, "snapshot_every": 1000}
+    if jax.default_backend() != "cpu" and task.cell.settings["strategy"] in SCANNED:
+        places["scan"] = 50
     if options.limit:
         places["limit"] = options.limit
     return TrainConfig(**{**chosen, **places}, seed=task.seed)

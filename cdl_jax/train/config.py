@@ -24,7 +24,8 @@ _FREE = (
 )  # fmt: skip
 
 _COUNTS = (
-    "initial_samples", "batch_size", "trigger", "snapshot_every", "max_skipped", "history_size",
+    "initial_samples", "batch_size", "trigger", "scan", "snapshot_every", "max_skipped",
+    "history_size",
     "keep_checkpoints", "drift_samples", "drift_window",
 )  # fmt: skip
 
@@ -68,6 +69,9 @@ class TrainConfig:
     trigger: int = -1
     """New samples that trigger a step. -1: 8; 128 for online and frozen; for full, as many as the
     initial training has."""
+    scan: int = 1
+    """Triggers that one program takes, with the data on the device; 1: a step each. For
+    accelerators, 50 or so; only a stream without --pace has so many at once."""
     include_new: bool = True
     """Put all new samples into the batch; else it is drawn from history and new ones alike."""
     trigger_seconds: float | None = None
@@ -265,6 +269,8 @@ class TrainConfig:
                 "full retrains on all samples every --trigger samples; trigger_seconds, "
                 "label_delay and on_drift belong to the other strategies"
             )
+        if self.scan > 1:
+            self._check_scan()
         if self.strategy in ("sparse", "proactive") and self.trigger > self.batch_size:
             raise ConfigError(
                 f"trigger is {self.trigger}, larger than batch_size {self.batch_size}: the new "
@@ -286,6 +292,26 @@ class TrainConfig:
             raise ConfigError(f"strategy {self.strategy} runs on one device of one process")
         if self.processes > 1 and self.initial is not None:
             raise ConfigError("initial is for a run of one process; leave it out")
+
+    def _check_scan(self) -> None:
+        beside = {
+            "strategy": self.strategy not in ("sparse", "proactive"),
+            "on_drift": bool(self.on_drift),
+            "trigger_seconds": self.trigger_seconds is not None,
+            "devices": self.devices != 1,
+            "processes": self.processes != 1,
+        }
+        wrong = [f"{name} {getattr(self, name)!r}" for name, odd in beside.items() if odd]
+        if wrong:
+            raise ConfigError(
+                f"scan is {self.scan}, which one device takes in proactive steps of one size; it "
+                f"does not go with {', '.join(wrong)}; give 1"
+            )
+        if self.initial_samples + self.trigger * (not self.include_new) < self.batch_size:
+            raise ConfigError(
+                f"scan is {self.scan}, but initial_samples {self.initial_samples} do not fill a "
+                f"batch of {self.batch_size}; give more samples, a smaller batch, or scan 1"
+            )
 
     def _check_seconds(self, seconds: float) -> None:
         if not 0 < seconds < float("inf"):

@@ -23,23 +23,35 @@ class Feed:
         self._sampler.join(data.labels[: config.initial_samples])
 
     def batch(
-        self, trigger: Trigger, version: int, *, share: float, window: int | None
+        self, trigger: Trigger, version: int, share: float, window: int | None
     ) -> dict[str, np.ndarray]:
-        """The batch of the step that follows `version`; the trigger's samples join the history.
+        """The batch at `positions` of the same arguments."""
+        return self._data.batch(self.positions(trigger, version, share, window))
+
+    def positions(
+        self, trigger: Trigger, version: int, share: float, window: int | None
+    ) -> np.ndarray:
+        """The samples of the step that follows `version`; the trigger's join the history.
 
         Args:
           trigger: the new samples.
           version: what the draw is a function of.
           share: least share of the batch that are the most recent samples.
           window: draw uniformly from so many samples back, instead of by the policy.
+
+        Returns:
+          int64 positions; no fewer than the batch size where there are as many in the history.
         """
         sampler = self._sampler if window is None else WindowHistory(self._config.seed, window)
-        return self._data.batch(self._positions(trigger, version, share, sampler))
+        return self._chosen(trigger, version, share, sampler)
 
     def read(self, start: int, stop: int, *, size: int = 0) -> dict[str, np.ndarray]:
         """Samples [start, stop), the last one repeated up to `size`."""
-        index = np.arange(start, max(stop, start + size))
-        return self._data.batch(np.minimum(index, stop - 1))
+        return self._data.batch(self.span(start, stop, size=size))
+
+    def span(self, start: int, stop: int, *, size: int = 0) -> np.ndarray:
+        """Positions of `read`'s samples."""
+        return np.minimum(np.arange(start, max(stop, start + size)), stop - 1)
 
     def state(self) -> State:
         """The sampler's."""
@@ -49,9 +61,7 @@ class Feed:
         """Goes on from `state`."""
         self._sampler.restore(state)
 
-    def _positions(
-        self, trigger: Trigger, version: int, share: float, sampler: History
-    ) -> np.ndarray:
+    def _chosen(self, trigger: Trigger, version: int, share: float, sampler: History) -> np.ndarray:
         config, labels = self._config, self._data.labels[trigger.start : trigger.stop]
         if config.strategy in ("online", "frozen"):
             return np.arange(trigger.start, trigger.stop)

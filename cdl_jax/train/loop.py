@@ -1,13 +1,11 @@
 """The continuous loop: score, step, publish, record, trigger by trigger."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate
@@ -28,20 +26,17 @@ from cdl_jax.train.initial import Trained
 from cdl_jax.train.prequential import Awaited, Prequential
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer
+from cdl_jax.train.scanned import Positions, Scan
+from cdl_jax.train.scoring import Scores, scorer
 from cdl_jax.train.steps import stepper
-
-_AT_ONCE = 500  # samples that are scored by one call, where very many arrive
 
 
 class _Pending(NamedTuple):
     """A step that is on its way on the device."""
 
     trigger: Trigger
-    scores: (
-        Any  # right: bool, loss: float [arrived and more], of the deployed model before the step
-    )
-    arrived: int
-    info: StepInfo
+    arrived: int  # of the scored samples; the rest only fill up
+    outcome: Callable[[], tuple[Scores, StepInfo]]  # scores are the deployed model's before it
 
 
 class ContinuousTrainer:
@@ -70,13 +65,15 @@ class ContinuousTrainer:
         self._shapes = shapes(config, data)
         self._feed = Feed(config, data)
         self._steps = stepper(config, model.loss_fn, untrained, self._cluster.replicated)
-        self._score = _scorer(model, self._cluster.replicated)
+        self._score = scorer(model, self._cluster.replicated)
+        arrays = {"image": data.images, "label": data.labels}
+        self._scan = Scan(config, arrays, model) if config.scan > 1 else None
         self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
         self._awaited, self._watch, self._in_a_row = Awaited(), Watch(config), 0
         self._version = int(start.state.version)
         self._stop = min(len(data), config.initial_samples + (config.limit or len(data)))
         self._position = config.initial_samples
-        self._frozen = FrozenModel(start.initial, _scorer(model), self._feed.read, self._stop)
+        self._frozen = FrozenModel(start.initial, scorer(model), self._feed.read, self._stop)
         self.summary.dense_bytes = sum(x.nbytes for x in jax.tree.leaves(start.initial))
         if start.progress is not None:
             self._restore(start)
@@ -102,17 +99,17 @@ class ContinuousTrainer:
         if self.left:
             self._warm_up()
         arrivals = self._arrivals()
-        begun, before, pending = time.monotonic(), self.summary.seconds, None
+        begun, before = time.monotonic(), self.summary.seconds
+        pending: list[_Pending] = []
         with Interrupts() as interrupts:
-            for trigger in self._cluster.led(interrupts.between(arrivals)):
-                current = self._dispatch(trigger)
-                if pending is not None:
-                    self._finish(pending, bar)
+            triggers = self._cluster.led(interrupts.between(arrivals))
+            for some in self._together(triggers, arrivals):
+                current = self._dispatch(some)
+                self._finish_all(pending, bar)
                 pending = current
-                if self._whole_tree_due(trigger) or not arrivals.next_is_here():
-                    pending = self._finish(pending, bar)
-            if pending is not None:
-                self._finish(pending, bar)
+                if self._whole_tree_due(self._version, some[-1]) or not arrivals.next_is_here():
+                    pending = self._finish_all(pending, bar)
+            self._finish_all(pending, bar)
         self.summary.interrupted = interrupts.came
         self.summary.seconds = before + time.monotonic() - begun
         self.summary.digest = self._full_digest()
@@ -132,10 +129,13 @@ class ContinuousTrainer:
     def _warm_up(self) -> None:
         """Compiles what a trigger needs; once the clock runs, samples would wait for it."""
         sample = self._feed.read(self._position, self._position + 1, size=self._arriving_most)
+        self._frozen.right(self._position, self._position + 1)
+        if self._scan is not None:
+            row = (np.zeros(n, np.int64) for n in (self._arriving_most, self._config.batch_size))
+            return self._scan.warm_up(self.state, Positions(*row))
         with self._cluster.over():
             self._steps.warm_up(self.state, self._cluster.put(self._shapes))
             self._score(deployed(self.state), self._cluster.put(sample))
-        self._frozen.right(self._position, self._position + 1)
 
     def _arrivals(self) -> Arrivals:
         return Arrivals(
@@ -144,32 +144,65 @@ class ContinuousTrainer:
             recorded=self._records.triggers_after(self._version),
         )  # fmt: skip
 
-    def _dispatch(self, trigger: Trigger) -> _Pending:
+    def _together(self, triggers: Iterable[Trigger], arrivals: Arrivals) -> Iterator[list[Trigger]]:
+        """Triggers that run as one program: a few that are here already, or one."""
+        some: list[Trigger] = []
+        for trigger in triggers:
+            some.append(trigger)
+            due = self._whole_tree_due(self._version + len(some), trigger)
+            if len(some) >= self._config.scan or due or not arrivals.next_is_here():
+                yield some
+                some = []
+        if some:
+            yield some
+
+    def _dispatch(self, some: Sequence[Trigger]) -> list[_Pending]:
         # Written before anything depends on it: a replay must cut the stream at the same places.
-        self._records.trigger(self._version + 1, trigger.stop)
-        arrived, new = self._arriving(trigger)
-        new, batch = self._cluster.put(new), self._cluster.put(self._batch(trigger))
+        for ahead, trigger in enumerate(some):
+            self._records.trigger(self._version + 1 + ahead, trigger.stop)
+        pending = [self._step(some[0])] if self._scan is None else self._block(self._scan, some)
+        self._version, self._position = self._version + len(some), some[-1].stop
+        return pending
+
+    def _step(self, trigger: Trigger) -> _Pending:
+        start, stop, size = self._arriving(trigger)
+        new = self._cluster.put(self._feed.read(min(start, self._stop - 1), stop, size=size))
+        batch = self._cluster.put(self._feed.batch(*self._draw(trigger, self._version)))
         self.state = self._steps.prepare(self.state, self._watch, self._version + 1, trigger.start)
         with self._cluster.over(), jax.transfer_guard("disallow"):
             scores = self._score(deployed(self.state), new)
             self.state, info = self._steps.take(self.state, batch)
-        self._version, self._position = self._version + 1, trigger.stop
-        return _Pending(trigger, scores, arrived, info)
+        return _Pending(trigger, stop - start, lambda: jax.device_get((scores, info)))
 
-    def _arriving(self, trigger: Trigger) -> tuple[int, Any]:
-        """The samples that come with the trigger's labels, in a batch of one size."""
-        delay, most = self._config.label_delay, self._arriving_most
+    def _block(self, scan: Scan, some: Sequence[Trigger]) -> list[_Pending]:
+        rows, arrived = [], []
+        for ahead, trigger in enumerate(some):
+            start, stop, size = self._arriving(trigger)
+            arriving = self._feed.span(min(start, self._stop - 1), stop, size=size)
+            batch = self._feed.positions(*self._draw(trigger, self._version + ahead))
+            rows.append(Positions(arriving, batch))
+            arrived.append(stop - start)
+        self.state, outcomes = scan.take(self.state, rows)
+        return [
+            _Pending(trigger, count, lambda place=place: outcomes.at(place))
+            for place, (trigger, count) in enumerate(zip(some, arrived, strict=True))
+        ]
+
+    def _arriving(self, trigger: Trigger) -> tuple[int, int, int]:
+        """Start and stop of what comes with the trigger's labels, and the size of its batch."""
+        delay = self._config.label_delay
         start, stop = (min(x + delay, self._stop) for x in trigger[:2])
-        return stop - start, self._feed.read(min(start, self._stop - 1), stop, size=most)
+        return start, stop, self._arriving_most
 
-    def _batch(self, trigger: Trigger) -> Any:
+    def _draw(self, trigger: Trigger, version: int) -> tuple[Trigger, int, float, int | None]:
+        """What the feed's draw of the step behind `version` depends on."""
         config, answers = self._config, self._watch.answers
         share, window = config.new_share, None
-        if answers("share", self._version + 1, trigger.start):
+        if answers("share", version + 1, trigger.start):
             share = max(share, config.drift_share)
-        if answers("window", self._version + 1, trigger.start):
+        if answers("window", version + 1, trigger.start):
             window = config.drift_window
-        return self._feed.batch(trigger, self._version, share=share, window=window)
+        return trigger, version, share, window
 
     def _meet(self, start: int, stop: int) -> None:
         """Scores the samples that arrive before the first label."""
@@ -183,11 +216,16 @@ class ContinuousTrainer:
         right, loss = (np.asarray(x)[:count].tolist() for x in scores)
         self._awaited.predicted(zip(map(int, right), loss, strict=True))
 
+    def _finish_all(self, pending: Sequence[_Pending], bar: Bar) -> list[_Pending]:
+        for one in pending:
+            self._finish(one, bar)
+        return []
+
     def _finish(self, pending: _Pending, bar: Bar) -> None:
-        info: StepInfo = jax.device_get(pending.info)
+        scores, info = pending.outcome()
         made_at = time.time()
         version, samples = int(info.update.version), pending.trigger.stop - pending.trigger.start
-        self._await(pending.scores, pending.arrived)
+        self._await(scores, pending.arrived)
         scored = self._awaited.labelled(samples)
         record = {
             "version": version,
@@ -265,8 +303,9 @@ class ContinuousTrainer:
         summary.frozen_accuracy = record["frozen_accuracy"] = frozen.mean
         summary.bytes_sent += record.get("bytes", 0)
 
-    def _whole_tree_due(self, trigger: Trigger) -> bool:
-        publisher, version = self.publisher, self._version
+    def _whole_tree_due(self, version: int, trigger: Trigger) -> bool:
+        """Whether the tree that this trigger leads to is to be hashed, written or kept."""
+        publisher = self.publisher
         snapshot = publisher is not None and publisher.snapshot_due(version)
         due = snapshot or self._digest_due(version) or self._checkpoint_due(version)
         return due or trigger.stop == self._stop
@@ -304,29 +343,3 @@ class ContinuousTrainer:
         self._feed.restore(start.sampler)
         for record in start.records:
             self._watch.update(record)
-
-
-def _scorer(model: Classifier, sharding: Any = None) -> Any:
-    def score(tree: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Whether each sample is right, and its loss."""
-        logits = model.predict_fn(tree["params"], tree["model_state"], batch["image"])
-        labels = batch["label"]
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.argmax(logits, axis=-1) == labels, loss
-
-    one_call = jax.jit(score, out_shardings=sharding)
-
-    def in_pieces(tree: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        count = len(batch["label"])
-        if count <= 2 * _AT_ONCE:
-            return one_call(tree, batch)
-        cuts = [(first, min(first + _AT_ONCE, count)) for first in range(0, count, _AT_ONCE)]
-        parts = [one_call(tree, _part(batch, *cut)) for cut in cuts]
-        right, loss = zip(*parts, strict=True)
-        return jnp.concatenate(right), jnp.concatenate(loss)
-
-    return in_pieces
-
-
-def _part(batch: Any, first: int, end: int) -> Any:
-    return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, first, end), batch)
