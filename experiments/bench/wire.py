@@ -6,16 +6,21 @@ Three kinds of lines of JSON. `uniform`: k of n = 25e6 positions at random; `rea
 LeNet5 on MNIST and ResNet18 on CIFAR-10 (see `real_updates`; left out where the data is missing).
 Both give the positions' bytes in times of the floor, log2 C(n, k) summed over the tensors, for
 
-  wire        this format, counts and leaves included
+  wire        this format, leaves and counts included
   gaps_zstd   16-bit gaps (65,535 for a further 65,535) under zstandard, level 19
   elias_fano  n, k, low bits and a unary code of the high ones
   pyroaring   a Roaring bitmap, run-optimised, serialised
 
-of which the last three take a whole model as one set, at its positions in the concatenation.
-`uniform` adds millions of positions a second, encoded and decoded on one core, medians; `real` the
-bytes of the whole signed update, an entry's bits, and floor + 32-bit values + 160 bytes + one a
-tensor. `end_to_end` is a ResNet50's update at 1e-3, encoded and decoded in turn, milliseconds.
-Targets: uniform 1.01; 200 and 100 million; 5 ms; smaller than the other three on every line.
+On a real update each must say which entries of which tensors without asking for the model: the last
+three get the wire's bytes for leaves and counts, and the positions of all tensors as one set, each
+tensor's behind the last position of the one before. `ratio_sizes_known` is what these three take
+for a reader that knows every tensor's size: nothing but one set, positions in the concatenation.
+
+`uniform` adds millions of positions a second, encoded and decoded on one core, medians, the NumPy
+form's too; `real` the bytes of the whole signed update, an entry's bits, and what is allowed: 1.01
+(floor + 32-bit values) + 160 bytes + one a tensor. `end_to_end` is a ResNet50's update at 1e-3,
+encoded and decoded in turn, milliseconds, in NumPy alone too. Targets: uniform 1.01; 200 and 100
+million; 5 ms; smaller than the other three on every line.
 """
 
 import argparse
@@ -30,9 +35,9 @@ import numpy as np
 
 from cdl_jax.core.layout import SparseUpdate, dtype_of
 from cdl_jax.errors import DataError
-from cdl_jax.wire import decode_update, encode_update
+from cdl_jax.wire import decode_update, encode_update, numbers
 from cdl_jax.wire.codec import Piece, encode_body
-from cdl_jax.wire.numbers import varint
+from cdl_jax.wire.numbers import numpy_decode_gaps, numpy_encode_gaps, varint
 from cdl_jax.wire.positions import decode, encode
 from experiments.bench.selection import environment
 
@@ -103,6 +108,8 @@ def uniform(density: float, reps: int) -> dict[str, Any]:
         {
             "encode": lambda: encode(positions, counts, dense=False),
             "decode": lambda: decode(blob, 0, counts, dense=False),
+            "encode_numpy": lambda: numpy_encode_gaps(positions, counts),
+            "decode_numpy": lambda: numpy_decode_gaps(blob, 0, counts),
         },
         reps,
     )
@@ -113,7 +120,7 @@ def uniform(density: float, reps: int) -> dict[str, Any]:
         "kind": "uniform", "n": N, "density": density, "k": k, "floor_bits": 8 * floor / k,
         "ratio": {name: round(size / floor, 4) for name, size in sizes.items()},
         "million_a_second": {
-            name: round(k / float(np.median(t)) / 1e6) for name, t in times.items()
+            name: round(k / float(np.median(t)) / 1e6, 1) for name, t in times.items()
         },
         "reps": reps,
     }  # fmt: skip
@@ -125,25 +132,40 @@ def real(name: str, found: Any) -> dict[str, Any]:
 
     update, leaves = found.update, found.spec.leaves
     counts = np.asarray(update.counts).tolist()
-    starts = np.cumsum([0] + [leaf.size for leaf in leaves])
     columns = zip(update.sections, update.indices, counts, strict=True)
-    parts = [(places[0], at[:k]) for places, at, k in columns]
-    floor = sum(floor_bits(leaves[i].size, at.size) for i, at in parts) / 8
-    whole = np.concatenate([starts[i] + at.astype(np.int64) for i, at in parts])
-    pieces = [Piece((i,), at, np.zeros(at.size, bool)) for i, at in parts]
-    body = encode_body(pieces)
-    # One group: a byte for its values' form, and a byte a value.
-    sizes = {"wire": len(body) - whole.size - 1}
-    sizes |= {name: len(f(whole, int(starts[-1]))) for name, f in OTHERS.items()}
+    parts = [(places[0], at[:k]) for places, at, k in columns if k]
+    ks = np.array([at.size for _, at in parts])
+    k, floor = int(ks.sum()), sum(floor_bits(leaves[i].size, at.size) for i, at in parts) / 8
+    body = encode_body([Piece((i,), at, np.zeros(at.size, bool)) for i, at in parts])
+    whole = put_end_to_end(parts, [leaves[i].size for i, _ in parts])
+    alone = put_end_to_end(parts, [int(at[-1]) + 1 for _, at in parts])
+    # One group: a byte for its values' form, and a byte a value; the rest is leaves and counts.
+    own = len(encode(np.concatenate([at for _, at in parts]), ks, dense=False))
+    wire = len(body) - k - 1
+    sizes = {"wire": wire} | {name: wire - own + len(f(*alone)) for name, f in OTHERS.items()}
+    known = {name: len(f(*whole)) for name, f in OTHERS.items()}
     blob = encode_update(update, key=SigningKey.generate())
     values = sum(at.size * dtype_of(leaves[i].dtype).itemsize for i, at in parts)
     return {
-        "kind": "real", "model": name, "density": found.density, "k": int(whole.size),
-        "floor_bits": 8 * floor / whole.size,
+        "kind": "real", "model": name, "density": found.density, "k": k,
+        "floor_bits": 8 * floor / k,
         "ratio": {name: round(size / floor, 4) for name, size in sizes.items()},
-        "update_bytes": len(blob), "bits_an_entry": round(8 * len(blob) / whole.size, 2),
+        "ratio_sizes_known": {name: round(size / floor, 4) for name, size in known.items()},
+        "update_bytes": len(blob), "bits_an_entry": round(8 * len(blob) / k, 2),
         "allowed_bytes": round(1.01 * (floor + values) + 160 + len(leaves)),
     }  # fmt: skip
+
+
+def put_end_to_end(parts: list[Any], spans: list[int]) -> tuple[np.ndarray, int]:
+    """All positions as one ascending set, and the end of its range.
+
+    Args:
+      parts: leaf and positions of each section.
+      spans: each section's range.
+    """
+    ends = np.cumsum(spans)
+    moved = [at + (end - span) for (_, at), end, span in zip(parts, ends, spans, strict=True)]
+    return np.concatenate(moved).astype(np.int64), int(ends[-1])
 
 
 def resnet50_update() -> SparseUpdate:
@@ -171,11 +193,25 @@ def resnet50_update() -> SparseUpdate:
     )  # fmt: skip
 
 
+def in_numpy(run: Callable[[], object]) -> None:
+    """Runs something as where no native codec was built."""
+    kept, numbers._codec = numbers._codec, None
+    try:
+        run()
+    finally:
+        numbers._codec = kept
+
+
 def end_to_end(update: SparseUpdate, reps: int) -> dict[str, Any]:
     """Encoding and decoding, quartiles."""
     blob = encode_update(update)
     times = interleave(
-        {"encode": lambda: encode_update(update), "decode": lambda: decode_update(blob)}, reps
+        {
+            "encode": lambda: encode_update(update),
+            "decode": lambda: decode_update(blob),
+            "both_numpy": lambda: in_numpy(lambda: decode_update(encode_update(update))),
+        },
+        reps,
     )
     times["both"] = times["encode"] + times["decode"]
     quartiles = {

@@ -1,3 +1,5 @@
+import dataclasses
+import math
 import struct
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdl_jax.wire import WireError, decode_update, encode_update, read_header
+from cdl_jax.wire.keys import SigningKey
 from tests.wire.updates import MIXED, assert_same, make_update
 
 LINEAGE = bytes(range(16))
@@ -82,6 +85,24 @@ def test_a_density_of_one_in_a_thousand_costs_little_more_than_the_entropy():
     positions = len(encode_update(update)) - 72 - 16 - 4000
     floor = 1000 * (np.log2(1000) + 1.443) / 8
     assert positions < 1.03 * floor
+
+
+LENET5 = (6, 150, 16, 2400, 120, 48_000, 84, 10_080, 10, 840)
+DEEP = (64, 64, 36_864) * 40 + (512, 512, 2_359_296) * 3
+
+
+@pytest.mark.parametrize("density", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("sizes", [LENET5, DEEP])
+def test_an_update_costs_its_floor_its_values_160_bytes_and_one_a_tensor(sizes, density):
+    sections = [((i,), n, max(1, int(density * n)), "float32") for i, n in enumerate(sizes)]
+    floor = sum(math.log2(math.comb(n, k)) for _, n, k, _ in sections) / 8
+    values = 4 * sum(k for _, _, k, _ in sections)
+    key, rng = SigningKey.generate(), np.random.default_rng(0)
+    for seed in range(10):
+        weights = [(0.02 * rng.standard_normal(k)).astype(np.float32) for _, _, k, _ in sections]
+        update = make_update(sections, seed=seed)
+        blob = encode_update(dataclasses.replace(update, values=tuple(weights)), key=key)
+        assert len(blob) <= 1.01 * (floor + values) + 160 + len(sizes)
 
 
 def test_every_bit_flip_and_every_cut_is_refused():

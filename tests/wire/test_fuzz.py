@@ -1,5 +1,8 @@
 """The short form of `make fuzz`."""
 
+import json
+
+import numpy as np
 import pytest
 
 from cdl_jax.wire import WireError, decode_update, values
@@ -7,10 +10,27 @@ from experiments import fuzz
 
 
 def test_mutants_are_refused_or_the_one_form_of_what_they_say():
-    result = fuzz.mutants(1500, seed=7)
+    result = fuzz.mutants(1500, np.random.default_rng(7))
     assert result["raw_accepted"] == 0
     assert result["mended_canonical"] > 100  # both outcomes are exercised
     assert result["mended_refused"] > 500
+    for found in result["deeds"].values():
+        assert found["mutants"] == found["mended_refused"] + found["mended_canonical"] > 100
+
+
+def test_the_same_command_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "BLOCK", 10)
+    monkeypatch.setattr(fuzz, "bombs", list)
+
+    def report(folder, **options):
+        results = str(tmp_path / folder)
+        fuzz.main(fuzz.Options(mutants=35, guided_seconds=0, results=results, **options))
+        found = json.loads((tmp_path / folder / "fuzz.json").read_text())
+        return {k: v for k, v in found.items() if k not in ("seconds", "slowest_ms")}
+
+    assert report("pieces", seconds=1e-9)["mutants"] == 10
+    assert report("pieces") == report("whole")
+    assert report("pieces", seed=1)["mutants"] == 35
 
 
 def test_what_would_pass_a_careless_decoder_is_found(monkeypatch):
