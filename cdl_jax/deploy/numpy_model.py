@@ -13,6 +13,8 @@ from cdl_jax.core.levels import numpy_resolve
 from cdl_jax.deploy.arena import Changes, change, write
 from cdl_jax.wire import Snapshot
 
+Plan = list[Changes] | SparseUpdate
+
 
 class NumpyModel:
     """Holds a tree, changes k entries of it in O(k), hashes it. Needs no JAX."""
@@ -24,7 +26,6 @@ class NumpyModel:
         self._offsets = np.zeros(len(self._widths), np.int64)
         self._arenas = {width: self._arena(width) for width in set(self._widths)}
         self._views = {leaf.name: self._view(i) for i, leaf in enumerate(self.spec.leaves)}
-        self._planned: tuple[SparseUpdate, list[Changes]] | None = None  # the last one's
         self.load(snapshot.tensors)
 
     def prepare(self, layout: list[Any]) -> None:
@@ -45,16 +46,22 @@ class NumpyModel:
             values = np.ascontiguousarray(tensors[leaf.name]).reshape(-1)
             arena[start : start + leaf.size] = values.view(arena.dtype)
 
-    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
-        """The digest after an update, given the one before; writes nothing, O(k)."""
+    def plan(self, update: SparseUpdate) -> Plan:
+        """An update as places and bits; where it has levels, these depend on what is there."""
+        if any(scale is not None for scale in update.section_scales()):
+            return update
+        return self._changes(update)
+
+    def changed_digest(self, plan: Plan, digest: np.ndarray) -> np.ndarray:
+        """The digest after a plan, given the one before; writes nothing, O(k)."""
         total = digest.copy()
-        for changes in self._changes(update):
+        for changes in self._placed(plan):
             total += change(self._arenas[changes.width], changes)
         return total
 
-    def apply(self, update: SparseUpdate) -> None:
-        """Writes an update that `check.check_update` let pass; O(k)."""
-        for changes in self._changes(update):
+    def apply(self, plan: Plan) -> None:
+        """Writes a plan; O(k)."""
+        for changes in self._placed(plan):
             write(self._arenas[changes.width], changes)
 
     def full_digest(self) -> np.ndarray:
@@ -74,12 +81,8 @@ class NumpyModel:
         view.flags.writeable = False
         return view
 
-    def _changes(self, update: SparseUpdate) -> list[Changes]:
-        if any(scale is not None for scale in update.section_scales()):
-            return self._plan(self._resolved(update))  # bits of this moment, not to be kept
-        if self._planned is None or self._planned[0] is not update:
-            self._planned = update, self._plan(update)
-        return self._planned[1]
+    def _placed(self, plan: Plan) -> list[Changes]:
+        return plan if isinstance(plan, list) else self._changes(self._resolved(plan))
 
     def _resolved(self, update: SparseUpdate) -> SparseUpdate:
         """The same with new bits in the place of levels."""
@@ -93,7 +96,7 @@ class NumpyModel:
             values.append(new)
         return dataclasses.replace(update, values=tuple(values), scales=())
 
-    def _plan(self, update: SparseUpdate) -> list[Changes]:
+    def _changes(self, update: SparseUpdate) -> list[Changes]:
         rows: dict[int, list[_Runs]] = {}
         singles, shared = _by_width(self.spec, update.sections)
         for width, mine in singles.items():
