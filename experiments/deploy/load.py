@@ -37,6 +37,7 @@ from experiments.deploy import recorded
 from experiments.runs import conditions, save
 
 BLOCKS = ("updates", "quiet", "quiet again")
+SLOWEST = 0.012  # seconds a request, for the number of updates to record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Feeder:
         """Ends it."""
         self._stop.set()
         self._process.join()
+        if self._process.exitcode:
+            raise SystemExit("the recorded updates came to their end: requests took too long")
 
 
 def feed(
@@ -119,7 +122,7 @@ def main(options: Options) -> int:
     """The client; or a server, where `serve` says so."""
     if options.serve:
         return serve(options)
-    updates = int(options.rate * options.rounds * options.requests * 0.05) + 200
+    updates = int(options.rate * options.rounds * options.requests * SLOWEST) + 200
     made = recorded.resnet18(updates, options.density)
     table = {kind: measure(options, made, kind) for kind in ("sparse", "whole")}
     result = {
