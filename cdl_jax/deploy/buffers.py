@@ -35,12 +35,16 @@ class Model(Protocol):
         """Takes over the content of tensors of the same spec."""
         ...
 
-    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
-        """The digest after an update; writes nothing."""
+    def plan(self, update: SparseUpdate) -> Any:
+        """A checked update, ready to be written into any model of its spec."""
         ...
 
-    def apply(self, update: SparseUpdate) -> None:
-        """Writes a checked update."""
+    def changed_digest(self, plan: Any, digest: np.ndarray) -> np.ndarray:
+        """The digest after a plan, given the one before; writes nothing."""
+        ...
+
+    def apply(self, plan: Any) -> None:
+        """Writes a plan."""
         ...
 
     def full_digest(self) -> np.ndarray:
@@ -67,7 +71,7 @@ class Buffers:
     def __init__(self, front: Buffer, spare: Buffer):
         self.front, self._spare = front, spare
         self._free = threading.Condition()
-        self._missed: list[SparseUpdate] | None = []  # from one buffer to the other; None: all
+        self._missed: list[Any] | None = []  # plans from one buffer to the other; None: all
 
     @property
     def tip(self) -> Buffer:
@@ -87,21 +91,31 @@ class Buffers:
                 buffer.readers -= 1
                 self._free.notify_all()
 
-    def apply(self, update: SparseUpdate, base: Buffer) -> Buffer:
-        """Writes an update, checked against `base`, into the spare buffer, which it returns.
+    def ready(self) -> Buffer:
+        """The spare buffer at the newest version: what comes next is checked and written there.
 
-        A failure on the way leaves the spare buffer to be copied anew; the served one is whole.
+        A failure on the way leaves it to be copied anew; the served one is whole.
         """
         self._wait()
+        spare, front = self._spare, self.front
+        if spare.version < front.version:
+            missed, self._missed = self._missed, None
+            spare.version = -1
+            self._bring_up(spare, missed)
+            spare.version, spare.digest, self._missed = front.version, front.digest, []
+        return spare
+
+    def apply(self, plan: Any, version: int, digest: np.ndarray) -> Buffer:
+        """Writes a plan, checked against the `ready` buffer, into it, and returns it.
+
+        A failure on the way leaves it to be copied anew; the served one is whole.
+        """
         spare, missed = self._spare, self._missed
         spare.version, self._missed = -1, None
-        if base is not spare:
-            self._bring_up(spare, missed)
-            missed = []
-        spare.model.apply(update)
-        spare.version, spare.digest = int(update.version), np.asarray(update.digest)
+        spare.model.apply(plan)
+        spare.version, spare.digest = version, digest
         if missed is not None and len(missed) < _MOST_MISSED:
-            self._missed = [*missed, update]
+            self._missed = [*missed, plan]
         return spare
 
     def load(self, snapshot: Snapshot) -> Buffer:
@@ -119,12 +133,12 @@ class Buffers:
         if self._spare.version > self.front.version:  # else it would pass for a candidate
             self._spare.version, self._missed = -1, None
 
-    def _bring_up(self, spare: Buffer, missed: list[SparseUpdate] | None) -> None:
+    def _bring_up(self, spare: Buffer, missed: list[Any] | None) -> None:
         if missed is None:
             spare.model.load(self.front.model.tensors())
             return
-        for update in missed:
-            spare.model.apply(update)
+        for plan in missed:
+            spare.model.apply(plan)
 
     def _wait(self) -> None:
         with self._free:

@@ -18,6 +18,8 @@ from cdl_jax.errors import LogError
 from cdl_jax.native import available
 from cdl_jax.wire import Snapshot
 
+Plan = tuple[Form, Packed]
+
 _full_digest = jax.jit(digest_words)
 
 
@@ -28,7 +30,6 @@ class JaxModel:
         """Loads a snapshot into nested dicts, or into the structure of `template`."""
         self.spec = snapshot.spec
         self._template = template
-        self._packed: tuple[SparseUpdate, tuple[Form, Packed]] | None = None  # the last one's
         self.load(snapshot.tensors)
 
     def prepare(self, layout: list[Any]) -> None:
@@ -56,26 +57,25 @@ class JaxModel:
         jax.block_until_ready(arrays)
         self._tree = nested(arrays) if self._template is None else _placed(arrays, self._template)
 
-    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
-        """The digest after an update, given the one before; writes nothing, O(k)."""
-        form, packed = self._pack(update)
+    def plan(self, update: SparseUpdate) -> Plan:
+        """An update as few arrays."""
+        return self._form(update, [at.size for at in update.indices])
+
+    def changed_digest(self, plan: Plan, digest: np.ndarray) -> np.ndarray:
+        """The digest after a plan, given the one before; writes nothing, O(k)."""
+        form, packed = plan
         return np.asarray(_digest_after(self._tree, packed, digest, form=form))
 
-    def apply(self, update: SparseUpdate) -> None:
-        """Writes an update; O(k), unless somebody holds a NumPy view of the arrays."""
-        form, packed = self._pack(update)
+    def apply(self, plan: Plan) -> None:
+        """Writes a plan; O(k), unless somebody holds a NumPy view of the arrays."""
+        form, packed = plan
         self._tree = jax.block_until_ready(_applied(self._tree, packed, form=form))
 
     def full_digest(self) -> np.ndarray:
         """The digest over every entry, uint32[4]."""
         return np.asarray(_full_digest(self._tree))
 
-    def _pack(self, update: SparseUpdate) -> tuple[Form, Packed]:
-        if self._packed is None or self._packed[0] is not update:
-            self._packed = update, self._form(update, [at.size for at in update.indices])
-        return self._packed[1]
-
-    def _form(self, update: SparseUpdate, least: list[int]) -> tuple[Form, Packed]:
+    def _form(self, update: SparseUpdate, least: list[int]) -> Plan:
         """Packed with room for `least` entries in each section."""
         if not _joins():
             return pack(update, tuple(least))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,17 +10,10 @@ import numpy as np
 from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, ends, nested
 from cdl_jax.core.levels import numpy_resolve
+from cdl_jax.deploy.arena import Changes, change, write
 from cdl_jax.wire import Snapshot
 
-
-class Writes(NamedTuple):
-    """An update's entries of one width, as places in that width's arena."""
-
-    width: int
-    at: np.ndarray  # int64 [k]
-    bits: np.ndarray  # unsigned [k]
-    leaf: np.ndarray  # int64 [k], places in the tree's sorted order
-    within: np.ndarray  # int64 [k], positions within the leaf
+Plan = list[Changes] | SparseUpdate
 
 
 class NumpyModel:
@@ -29,13 +22,10 @@ class NumpyModel:
     def __init__(self, snapshot: Snapshot):
         self.spec: TreeSpec = snapshot.spec
         self._widths = [dtype_of(leaf.dtype).itemsize for leaf in self.spec.leaves]
-        self._seeds = np.stack(
-            [digests.seeds(leaf.name, leaf.dtype) for leaf in self.spec.leaves], axis=1
-        )
+        self._seeds = np.stack([digests.seeds(leaf.name, leaf.dtype) for leaf in self.spec.leaves])
         self._offsets = np.zeros(len(self._widths), np.int64)
         self._arenas = {width: self._arena(width) for width in set(self._widths)}
         self._views = {leaf.name: self._view(i) for i, leaf in enumerate(self.spec.leaves)}
-        self._planned: tuple[SparseUpdate, list[Writes]] | None = None  # the last one's
         self.load(snapshot.tensors)
 
     def prepare(self, layout: list[Any]) -> None:
@@ -56,18 +46,23 @@ class NumpyModel:
             values = np.ascontiguousarray(tensors[leaf.name]).reshape(-1)
             arena[start : start + leaf.size] = values.view(arena.dtype)
 
-    def changed_digest(self, update: SparseUpdate, digest: np.ndarray) -> np.ndarray:
-        """The digest after an update, given the one before; writes nothing, O(k)."""
+    def plan(self, update: SparseUpdate) -> Plan:
+        """An update as places and bits; where it has levels, these depend on what is there."""
+        if any(scale is not None for scale in update.section_scales()):
+            return update
+        return self._changes(update)
+
+    def changed_digest(self, plan: Plan, digest: np.ndarray) -> np.ndarray:
+        """The digest after a plan, given the one before; writes nothing, O(k)."""
         total = digest.copy()
-        for writes in self._writes(update):
-            old = self._arenas[writes.width][writes.at]
-            total += self._change(writes, old)
+        for changes in self._placed(plan):
+            total += change(self._arenas[changes.width], changes)
         return total
 
-    def apply(self, update: SparseUpdate) -> None:
-        """Writes an update that `check.check_update` let pass; O(k)."""
-        for writes in self._writes(update):
-            self._arenas[writes.width][writes.at] = writes.bits
+    def apply(self, plan: Plan) -> None:
+        """Writes a plan; O(k)."""
+        for changes in self._placed(plan):
+            write(self._arenas[changes.width], changes)
 
     def full_digest(self) -> np.ndarray:
         """The digest over every entry, uint32[4]."""
@@ -86,12 +81,8 @@ class NumpyModel:
         view.flags.writeable = False
         return view
 
-    def _writes(self, update: SparseUpdate) -> list[Writes]:
-        if any(scale is not None for scale in update.section_scales()):
-            return self._plan(self._resolved(update))  # bits of this moment, not to be kept
-        if self._planned is None or self._planned[0] is not update:
-            self._planned = update, self._plan(update)
-        return self._planned[1]
+    def _placed(self, plan: Plan) -> list[Changes]:
+        return plan if isinstance(plan, list) else self._changes(self._resolved(plan))
 
     def _resolved(self, update: SparseUpdate) -> SparseUpdate:
         """The same with new bits in the place of levels."""
@@ -99,62 +90,73 @@ class NumpyModel:
         values = []
         for places, indices, new, scale in zip(*columns, strict=True):
             if scale is not None:
-                leaf, within = self._locate(places, indices)
-                new = numpy_resolve(self._arenas[4][self._offsets[leaf] + within], new, scale)
+                leaves, counts, within = self._runs(places, indices)
+                old = self._arenas[4][np.repeat(self._offsets[leaves], counts) + within]
+                new = numpy_resolve(old, new, scale)
             values.append(new)
         return dataclasses.replace(update, values=tuple(values), scales=())
 
-    def _plan(self, update: SparseUpdate) -> list[Writes]:
-        rows: dict[int, list[tuple[np.ndarray, ...]]] = {}
+    def _changes(self, update: SparseUpdate) -> list[Changes]:
+        rows: dict[int, list[_Runs]] = {}
         singles, shared = _by_width(self.spec, update.sections)
         for width, mine in singles.items():
-            rows[width] = [self._single(width, update, mine)]
+            rows[width] = [_single(width, update, mine)]
         for s in shared:
-            for width, row in self._shared(update.sections[s], update.indices[s], update.values[s]):
-                rows.setdefault(width, []).append(row)
-        return [
-            Writes(width, *(np.concatenate(column) for column in zip(*parts, strict=True)))
-            for width, parts in rows.items()
-        ]
+            for width, runs in self._shared(
+                update.sections[s], update.indices[s], update.values[s]
+            ):
+                rows.setdefault(width, []).append(runs)
+        return [self._joined(width, parts) for width, parts in rows.items()]
 
-    def _single(self, width: int, update: SparseUpdate, mine: list[int]) -> tuple[np.ndarray, ...]:
-        """Sections of one leaf each, all at once: a call per leaf would cost more than its work."""
-        indices, values = [update.indices[s] for s in mine], [update.values[s] for s in mine]
-        if len({x.dtype for x in values}) > 1:
-            values = [x.view(f"u{width}") for x in values]
-        within, bits = np.concatenate(indices).astype(np.int64), np.concatenate(values)
-        leaves = np.array([update.sections[s][0] for s in mine])
-        leaf = np.repeat(leaves, [at.size for at in indices])
-        return self._offsets[leaf] + within, bits.view(f"u{width}"), leaf, within
+    def _joined(self, width: int, parts: list["_Runs"]) -> Changes:
+        leaves, counts, positions, bits = map(_concatenated, zip(*parts, strict=True))
+        seeds = np.ascontiguousarray(self._seeds[leaves])
+        return Changes(width, self._offsets[leaves], counts, seeds, positions, bits)
 
     def _shared(
         self, places: tuple[int, ...], indices: np.ndarray, values: np.ndarray
-    ) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+    ) -> Iterator[tuple[int, "_Runs"]]:
         """A section over several leaves, by the width of their entries."""
-        leaf, within = self._locate(places, indices)
-        at, bits = self._offsets[leaf] + within, values.view(f"u{values.dtype.itemsize}")
-        widths = np.asarray(self._widths)[leaf]
+        leaves, counts, within = self._runs(places, indices)
+        bits, widths = values.view(f"u{values.dtype.itemsize}"), np.asarray(self._widths)[leaves]
         for width in {self._widths[i] for i in places}:
-            pick = widths == width
-            yield width, (at[pick], bits[pick].astype(f"u{width}"), leaf[pick], within[pick])
+            mine = widths == width
+            pick = np.repeat(mine, counts)
+            yield (
+                width,
+                _Runs(leaves[mine], counts[mine], within[pick], bits[pick].astype(f"u{width}")),
+            )
 
-    def _locate(self, places: tuple[int, ...], indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Leaves of the tree, and positions within them, of positions in a section."""
-        positions = np.asarray(indices).astype(np.int64)
-        starts = ends([self.spec.leaves[i].size for i in places])[:-1]
-        which = np.searchsorted(starts, positions, side="right") - 1
-        return np.asarray(places)[which], positions - starts[which]
+    def _runs(self, places: tuple[int, ...], indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Leaves, how many entries each has, and positions within them, of a section."""
+        starts = ends([self.spec.leaves[i].size for i in places])
+        counts = np.diff(np.searchsorted(indices, starts)).astype(np.int32)
+        within = indices - np.repeat(starts[:-1], counts).astype(np.int32)
+        return np.asarray(places), counts, within
 
-    def _change(self, writes: Writes, old: np.ndarray) -> np.ndarray:
-        words = max(1, writes.width // 4)
-        before = old.view("<u4") if words == 2 else old.astype(np.uint32)
-        after = writes.bits.view("<u4") if words == 2 else writes.bits.astype(np.uint32)
-        places = writes.within.astype(np.uint32)
-        if words == 2:
-            places = np.repeat(2 * places, 2)
-            places[1::2] += np.uint32(1)
-        seed = self._seeds[:, writes.leaf if words == 1 else np.repeat(writes.leaf, words)]
-        return digests.numpy_change(before, after, places, seed)
+
+class _Runs(NamedTuple):
+    leaves: np.ndarray  # int64[runs]
+    counts: np.ndarray  # int32[runs]
+    positions: np.ndarray  # int32[k], within the leaf
+    bits: np.ndarray  # unsigned [k]
+
+
+def _single(width: int, update: SparseUpdate, mine: list[int]) -> _Runs:
+    """Sections of one leaf each, all at once: a call per leaf would cost more than its work."""
+    indices, values = [update.indices[s] for s in mine], [update.values[s] for s in mine]
+    if len({x.dtype for x in values}) > 1:
+        values = [x.view(f"u{width}") for x in values]
+    return _Runs(
+        np.array([update.sections[s][0] for s in mine]),
+        np.array([at.size for at in indices], np.int32),
+        _concatenated(indices).astype(np.int32, copy=False),
+        _concatenated(values).view(f"u{width}"),
+    )
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=16)

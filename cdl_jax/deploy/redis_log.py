@@ -70,7 +70,7 @@ def open_redis_log(url: str, *, create: bool = False) -> "RedisLog":
             username=parts.username, password=parts.password,
             db=int(query.get("db", ["0"])[0]), ssl=parts.scheme == "rediss",
             socket_timeout=SECONDS_TO_ANSWER, socket_connect_timeout=SECONDS_TO_ANSWER,
-            retry=Retry(backoff, _RETRIES),
+            retry=Retry(backoff, _RETRIES), protocol=2,
         )  # fmt: skip
     except ValueError as error:
         raise LogError(f"cannot open a log at {_without_password(parts)}: {error}") from error
@@ -88,6 +88,8 @@ class RedisLog(StoreLog):
         self._sizes = client.register_script(_SIZES)
         self._recent: dict[int, bytes] = {}  # of this writer, since the newest snapshot
         self._base = 0  # the newest snapshot that this writer knows of
+        self._come: tuple[int, dict[bytes, bytes]] | None = None  # what woke `wait`, not yet read
+        self._times: tuple[int, float] | None = None  # of the version read last
 
     def claim(self, *, patience: float = 5.0) -> StoreOwnership:
         """See `UpdateLog`."""
@@ -115,19 +117,27 @@ class RedisLog(StoreLog):
 
     def read(self, version: int) -> bytes | None:
         """See `UpdateLog`."""
-        fields = self._entry(version)
-        return None if fields is None else fields[b"u"]
+        come, self._come = self._come, None  # once: a copy that is refused is fetched anew
+        fields = come[1] if come and come[0] == version else self._entry(version)
+        if fields is None:
+            return None
+        self._times = version, float(fields[b"t"])
+        return fields[b"u"]
 
     def written_at(self, version: int) -> float | None:
         """See `UpdateLog`."""
+        times = self._times
+        if times is not None and times[0] == version:
+            return times[1]
         fields = self._entry(version)
         return None if fields is None else float(fields[b"t"])
 
     def wait(self, version: int, seconds: float) -> None:
-        """See `UpdateLog`; the broker wakes the reader."""
+        """See `UpdateLog`; the broker wakes the reader, and sends along what it waits for."""
         block = max(1, int(1e3 * min(seconds, SECONDS_TO_ANSWER / 2)))
         with self._explained("read"):
-            self._redis.xread({self._stream: f"{version - 1}-0"}, count=1, block=block)
+            rows = self._redis.xread({self._stream: f"{version - 1}-0"}, count=1, block=block)
+        self._come = next(((_version(i), fields) for _, found in rows for i, fields in found), None)
 
     def head(self) -> int | None:
         """See `UpdateLog`."""

@@ -45,9 +45,9 @@ class Replica:
     """Follows a log with two buffers: one is served, the other takes the next update.
 
     An update is checked in full (bytes, lineage, order, model, positions, the digest it must
-    lead to) before anything is written. It is then written to the spare buffer, the two swap in
-    one assignment, and the next update replays it on the other. A reader's lease keeps its buffer
-    from being written. Where a gate does not let a version pass, the served one stays, the spare
+    lead to) against the spare buffer before it is written there; the two swap in one assignment,
+    and the other takes it before it meets the next one. A reader's lease keeps its buffer from
+    being written. Where a gate does not let a version pass, the served one stays, the spare
     goes on following the log, and the first version that passes is served.
 
     Attributes:
@@ -166,8 +166,7 @@ class Replica:
         Raises:
           RefusedUpdateError: says which check failed; nothing was written.
         """
-        tip = self._buffers.tip
-        self._serve(self._buffers.apply(self._checked(blob, tip), tip))
+        self._serve(self._written(blob, self._buffers.ready()))
 
     def pin(self, version: int | None) -> None:
         """Stays at a version, an older one too, until it is called with another one or None.
@@ -211,16 +210,15 @@ class Replica:
 
     def _follow_to(self, version: int) -> None:
         """Serves a version, building it aside from a snapshot where it is an older one."""
-        start = self._buffers.tip
+        start = self._buffers.ready()
         if version < start.version:
             start = self._buffers.load(self._snapshot(self._start_of(version)))
         while start.version < version:
             blob = self._log.read(start.version + 1)
             if blob is None:
                 raise self._not_held(version)
-            start = self._buffers.apply(self._checked(blob, start), start)
-        if start is not self._buffers.front:
-            self._buffers.swap()
+            start = self._written(blob, start)
+        self._buffers.swap()
         self.held_back = None
 
     def _start_of(self, version: int) -> int:
@@ -275,7 +273,12 @@ class Replica:
             raise LogError(f"snapshot {version} in {self._log.name} is of another model")
         return snapshot
 
-    def _checked(self, blob: bytes, base: Buffer) -> SparseUpdate:
+    def _written(self, blob: bytes, base: Buffer) -> Buffer:
+        update, plan = self._checked(blob, base)
+        return self._buffers.apply(plan, int(update.version), np.asarray(update.digest))
+
+    def _checked(self, blob: bytes, base: Buffer) -> tuple[SparseUpdate, Any]:
+        """An update, and its plan."""
         expected = base.version + 1
 
         def refused(reason: str, error: object) -> RefusedUpdateError:
@@ -296,13 +299,14 @@ class Replica:
             check_update(update, base.model.spec)
         except ValueError as error:
             raise refused("model", error) from error
-        found = base.model.changed_digest(update, base.digest)
+        plan = base.model.plan(update)
+        found = base.model.changed_digest(plan, base.digest)
         if not np.array_equal(found, update.digest):
             its = digests.to_hex(update.digest)
             raise refused(
                 "digest", f"it leads to the digest {digests.to_hex(found)} and should to {its}"
             )
-        return update
+        return update, plan
 
 
 def model_factory(backend: Literal["numpy", "jax"]) -> Callable[[Snapshot], Model]:

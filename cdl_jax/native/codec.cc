@@ -1,48 +1,20 @@
-// The numbers of the wire format for Python, without JAX: buffers in, bytes out.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
+// The numbers of the wire format, and changes of a flat array, for Python without JAX.
 #include <cstdint>
 #include <memory>
-#include <new>
+#include <vector>
 
+#include "changes.h"
+#include "floats.h"
 #include "numbers.h"
+#include "python.h"
 
 namespace cdl {
 namespace {
 
-class View {
- public:
-  explicit View(PyObject* object) : ok_(PyObject_GetBuffer(object, &view_, PyBUF_SIMPLE) == 0) {}
-  View(const View&) = delete;
-  View& operator=(const View&) = delete;
-  ~View() {
-    if (ok_) PyBuffer_Release(&view_);
-  }
-  bool ok() const { return ok_; }
-  const uint8_t* data() const { return static_cast<const uint8_t*>(view_.buf); }
-  int64_t size() const { return view_.len; }
-
- private:
-  Py_buffer view_;
-  bool ok_;
-};
-
-// The uint32 or int32 numbers of a buffer.
-template <typename T>
-const T* Numbers(const View& view) {
-  return reinterpret_cast<const T*>(view.data());
-}
-
-PyObject* Wrong(const char* what) {
-  PyErr_SetString(PyExc_ValueError, what);
-  return nullptr;
-}
-
 PyObject* Encoded(const uint32_t* values, int64_t count) {
   const Plan plan = MakePlan(values, count);
   const auto size = static_cast<Py_ssize_t>(plan.Size());
-  PyObject* out = PyBytes_FromStringAndSize(nullptr, size + 8);
+  PyObject* out = PyBytes_FromStringAndSize(nullptr, size + kSpare);
   if (out == nullptr) return nullptr;
   WriteNumbers(values, count, plan, reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out)));
   _PyBytes_Resize(&out, size);
@@ -67,15 +39,6 @@ PyObject* Decoded(const View& view, Py_ssize_t place, int64_t count, Finish fini
   }
   Py_DECREF(out);
   return Wrong(wrong);
-}
-
-template <typename Body>
-PyObject* Guarded(Body body) {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
-  }
 }
 
 PyObject* Encode(PyObject*, PyObject* object) {
@@ -151,6 +114,78 @@ PyObject* DecodeGaps(PyObject*, PyObject* args) {
   return Guarded([&] { return Decoded(view, place, Total(counts), add_up); });
 }
 
+// The streams of a split, one after the other behind `t`.
+PyObject* EncodeFloats(PyObject*, PyObject* args) {
+  PyObject* object;
+  FloatKind kind;
+  if (!PyArg_ParseTuple(args, "Oii", &object, &kind.mantissa, &kind.exponent)) return nullptr;
+  const View view(object);
+  if (!view.ok()) return nullptr;
+  if (view.size() < 4 || view.size() % 4 != 0) return Wrong("give one or more uint32 numbers");
+  return Guarded([&]() -> PyObject* {
+    const Split split = SplitFloats(Numbers<uint32_t>(view), view.size() / 4, kind);
+    const std::vector<uint32_t>* streams[] = {&split.steps, &split.below, &split.signed_mantissas};
+    std::vector<uint8_t> bytes = {static_cast<uint8_t>(split.spare)};
+    for (const auto* stream : streams) {
+      const auto count = static_cast<int64_t>(stream->size());
+      const Plan plan = MakePlan(stream->data(), count);
+      const auto before = bytes.size(), size = static_cast<size_t>(plan.Size());
+      bytes.resize(before + size + kSpare);
+      WriteNumbers(stream->data(), count, plan, bytes.data() + before);
+      bytes.resize(before + size);
+    }
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(bytes.data()),
+                                     static_cast<Py_ssize_t>(bytes.size()));
+  });
+}
+
+// Reads the three streams behind `t`; what is wrong, or null.
+const char* ReadSplit(const uint8_t*& at, const uint8_t* end, int64_t count, FloatKind kind,
+                      Split& split) {
+  if (at >= end || *at > kind.mantissa) return "more bits of a mantissa are spared than it has";
+  split.spare = *at++;
+  split.steps.resize(static_cast<size_t>((count + kBlock - 1) / kBlock));
+  for (auto* stream : {&split.below, &split.signed_mantissas}) {
+    stream->resize(static_cast<size_t>(count));
+  }
+  for (auto* stream : {&split.steps, &split.below, &split.signed_mantissas}) {
+    const auto size = static_cast<int64_t>(stream->size());
+    if (const char* wrong = ReadNumbers(at, end, size, stream->data())) return wrong;
+  }
+  return nullptr;
+}
+
+PyObject* DecodeFloats(PyObject*, PyObject* args) {
+  PyObject* object;
+  Py_ssize_t place, count;
+  FloatKind kind;
+  if (!PyArg_ParseTuple(args, "Onnii", &object, &place, &count, &kind.mantissa, &kind.exponent)) {
+    return nullptr;
+  }
+  const View view(object);
+  if (!view.ok()) return nullptr;
+  if (place < 0 || place > view.size() || count < 1 || count > 8 * (view.size() - place)) {
+    return Wrong("cut short: more values are announced than bytes hold");
+  }
+  return Guarded([&]() -> PyObject* {
+    Split split;
+    const uint8_t* at = view.data() + place;
+    const char* wrong = ReadSplit(at, view.data() + view.size(), count, kind, split);
+    if (wrong != nullptr) return Wrong(wrong);
+    PyObject* out = PyByteArray_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(4 * count));
+    if (out == nullptr) return nullptr;
+    wrong = JoinFloats(split, count, kind, reinterpret_cast<uint32_t*>(PyByteArray_AS_STRING(out)));
+    if (wrong == nullptr) return Py_BuildValue("Nn", out, at - view.data());
+    Py_DECREF(out);
+    return Wrong(wrong);
+  });
+}
+
+template <typename Function>
+PyCFunction Fast(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 PyMethodDef methods[] = {
     {"encode", Encode, METH_O, "Numbers, a buffer of uint32, in their one form; bytes."},
     {"decode", Decode, METH_VARARGS,
@@ -159,6 +194,15 @@ PyMethodDef methods[] = {
      "encode_gaps(positions, counts): the gaps of int32 positions, in sections; bytes."},
     {"decode_gaps", DecodeGaps, METH_VARARGS,
      "decode_gaps(data, at, counts): the positions, a bytearray of int32, and the place behind."},
+    {"encode_floats", EncodeFloats, METH_VARARGS,
+     "encode_floats(bits, mantissa, exponent): values in three streams; bytes."},
+    {"decode_floats", DecodeFloats, METH_VARARGS,
+     "decode_floats(data, at, count, mantissa, exponent): a bytearray of uint32, the place behind."},
+    {"change", Fast(ChangeEntries), METH_FASTCALL,
+     "change(arena, width, starts, counts, positions, bits, seeds): 4 uint32, what writing the\n"
+     "bits adds to the digest. Runs of int32 positions, counted from int64 starts."},
+    {"write", Fast(WriteChanges), METH_FASTCALL,
+     "write(arena, width, starts, counts, positions, bits): writes them."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_codec", nullptr, -1, methods,

@@ -12,8 +12,6 @@
 namespace cdl {
 namespace {
 
-constexpr int kSpare = 8;  // bytes that a writer may touch past its end
-
 template <int B>
 void Pack(const uint32_t* values, uint8_t* out) {
   constexpr uint64_t kMask = (uint64_t{1} << B) - 1;

@@ -5,6 +5,7 @@ over several leaves. Positions and values of all its sections are coded together
 and `values`. Sections without entries are left out.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,51 +49,99 @@ class Piece(NamedTuple):
         return CODES[self.values.dtype] + shared + dense + SCALED * (self.scale is not None)
 
 
+class Group(NamedTuple):
+    """Neighbouring sections of one kind that are coded together.
+
+    Attributes:
+      kind: the first byte.
+      owners: the leaves of each section.
+      counts: int64[sections], the entries of each.
+      positions, values: of all sections, one after the other.
+      scales: per section None or e, see `Piece`.
+    """
+
+    kind: int
+    owners: list[tuple[int, ...]]
+    counts: np.ndarray
+    positions: np.ndarray
+    values: np.ndarray
+    scales: Sequence[int | None]
+
+    @property
+    def last(self) -> int:
+        """The last leaf."""
+        return self.owners[-1][-1]
+
+
 def encode_body(pieces: Sequence[Piece]) -> bytes:
     """Pieces, ascending by their first leaf, as bytes."""
-    out, last = [], -1
-    for kind, group in _grouped(pieces):
-        leaves = [leaf for piece in group for leaf in piece.leaves]
-        counts = np.array([piece.positions.size for piece in group])
-        out += [bytes([kind]), _stretches(leaves, last)]
-        out.append(numbers.encode((counts - 1).astype(np.uint32)))
-        last = leaves[-1]
-        if kind & SCALED:
-            out.append(bytes([piece.scale or 0 for piece in group]))
-        at = _joined([piece.positions for piece in group])
-        new = _joined([piece.values for piece in group])
-        out.append(positions.encode(at, counts, dense=bool(kind & DENSE)))
-        out.append(values.encode(new, levels=bool(kind & SCALED)))
-    return b"".join(out)
+    return _encode_groups(_grouped(pieces))
 
 
-def decode_body(body: bytes) -> list[Piece]:
-    """Inverse of `encode_body`. Trusts no length: it allocates O(len(body)) + MAX_LEAVES.
+def decode_body(body: bytes) -> list[Group]:
+    """The pieces that `encode_body` was given, in groups.
+
+    Trusts no length: it allocates O(len(body)) + MAX_LEAVES.
 
     Raises:
       WireError: for any bytes that `encode_body` does not write.
     """
     reader = _Reader(body)
-    pieces: list[Piece] = []
-    last = -1
+    groups: list[Group] = []
     while reader.at < len(body):
-        pieces += _read_group(reader, last)
-        last = pieces[-1].leaves[-1]
+        groups.append(_read_group(reader, groups[-1].last if groups else -1))
     # One content has one form, and the encoder says which.
-    if encode_body(pieces) != body:
+    if not _is_grouped(groups) or _encode_groups(groups) != body:
         raise WireError("the body is not in the one form that its content has")
-    return pieces
+    return groups
 
 
-def _grouped(pieces: Sequence[Piece]) -> list[tuple[int, list[Piece]]]:
-    groups: list[tuple[int, list[Piece]]] = []
+def _encode_groups(groups: Sequence[Group]) -> bytes:
+    out, last = [], -1
+    for group in groups:
+        dense, levels = bool(group.kind & DENSE), bool(group.kind & SCALED)
+        leaves = [leaf for owner in group.owners for leaf in owner]
+        out += [bytes([group.kind]), _stretches(leaves, last)]
+        out.append(numbers.encode((group.counts - 1).astype(np.uint32)))
+        last = group.last
+        if levels:
+            out.append(bytes([scale or 0 for scale in group.scales]))
+        out.append(positions.encode(group.positions, group.counts, dense=dense))
+        out.append(values.encode(group.values, levels=levels))
+    return b"".join(out)
+
+
+def _is_grouped(groups: Sequence[Group]) -> bool:
+    """Whether `_grouped` would group the same sections so."""
+    for group in groups:
+        dense = positions.are_dense(group.positions, group.counts)
+        if (dense != bool(group.kind & DENSE)).any():
+            return False
+        if group.kind & SHARED and len(group.owners[0]) == 1:
+            return False
+    pairs = itertools.pairwise(groups)
+    return not any(a.kind == b.kind and not a.kind & SHARED for a, b in pairs)
+
+
+def _grouped(pieces: Sequence[Piece]) -> list[Group]:
+    runs: list[tuple[int, list[Piece]]] = []
     for piece in pieces:
         kind = piece.kind
-        if groups and kind == groups[-1][0] and not kind & SHARED:
-            groups[-1][1].append(piece)
+        if runs and kind == runs[-1][0] and not kind & SHARED:
+            runs[-1][1].append(piece)
         else:
-            groups.append((kind, [piece]))
-    return groups
+            runs.append((kind, [piece]))
+    return [
+        Group(
+            kind,
+            [piece.leaves for piece in run],
+            np.array([piece.positions.size for piece in run]),
+            _joined([piece.positions for piece in run]),
+            _joined([piece.values for piece in run]),
+            [piece.scale for piece in run],
+        )
+        for kind, run in runs
+    ]
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -110,7 +159,7 @@ def _stretches(leaves: list[int], last: int) -> bytes:
     return b"".join([varint(len(takes)), *pairs])
 
 
-def _read_group(reader: "_Reader", last: int) -> list[Piece]:
+def _read_group(reader: "_Reader", last: int) -> Group:
     kind = reader.take(1, "kind of group")[0]
     if kind % SHARED >= len(DTYPES) or (kind & SCALED and DTYPES[kind % SHARED] != "int8"):
         raise WireError(f"a group is of unknown kind {kind}")
@@ -130,11 +179,7 @@ def _read_group(reader: "_Reader", last: int) -> list[Piece]:
     at, reader.at = positions.decode(reader.data, reader.at, counts, dense=bool(kind & DENSE))
     dtype = dtype_of(DTYPES[kind % SHARED])
     new, reader.at = values.decode(reader.data, reader.at, total, dtype, levels=bool(kind & SCALED))
-    stops = np.cumsum(counts).tolist()
-    return [
-        Piece(owner, at[start:stop], new[start:stop], scale)
-        for owner, start, stop, scale in zip(owners, [0, *stops[:-1]], stops, scales, strict=True)
-    ]
+    return Group(kind, owners, counts, at, new, scales)
 
 
 def _read_leaves(reader: "_Reader", last: int) -> list[int]:

@@ -18,6 +18,7 @@ FORMAT.md specifies all of it. The header's numbers are little endian:
 
 import dataclasses
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -100,17 +101,18 @@ def decode_update(blob: bytes, *, key: "PublicKey | None" = None) -> SparseUpdat
     """
     opened = _open(blob)
     _check_signature(opened, key)
-    header, pieces = opened.header, decode_body(opened.body)
+    header, groups = opened.header, decode_body(opened.body)
+    counts = [count for group in groups for count in group.counts.tolist()]
     return SparseUpdate(
-        indices=tuple(p.positions for p in pieces),
-        values=tuple(p.values for p in pieces),
-        counts=np.array([p.positions.size for p in pieces], np.int32),
+        indices=tuple(p for group in groups for p in _cut(group.positions, group.counts)),
+        values=tuple(v for group in groups for v in _cut(group.values, group.counts)),
+        counts=np.array(counts, np.int32),
         base=np.uint32(header.base),
         version=np.uint32(header.version),
         digest=header.digest,
-        sections=tuple(p.leaves for p in pieces),
+        sections=tuple(owner for group in groups for owner in group.owners),
         fingerprint=header.fingerprint,
-        scales=tuple(_scale(p) for p in pieces),
+        scales=tuple(_scale(e) for group in groups for e in group.scales),
     )
 
 
@@ -137,8 +139,16 @@ def _check_signature(opened: _Opened, key: "PublicKey | None") -> None:
         raise SignatureError("its signature is not by the public key that this reader was given")
 
 
-def _scale(piece: Piece) -> np.float32 | None:
-    return None if piece.scale is None else np.uint32(piece.scale << 23).view(np.float32)
+def _cut(joined: np.ndarray, counts: np.ndarray) -> Iterator[np.ndarray]:
+    """A view for each section."""
+    start = 0
+    for stop in np.cumsum(counts).tolist():
+        yield joined[start:stop]
+        start = stop
+
+
+def _scale(exponent: int | None) -> np.float32 | None:
+    return None if exponent is None else np.uint32(exponent << 23).view(np.float32)
 
 
 def _exponent(scale: object) -> int | None:

@@ -21,6 +21,12 @@ def is_dense(positions: np.ndarray) -> bool:
     return k >= MIN_DENSE and 3 * k > 2 * (int(positions[-1]) + 1)
 
 
+def are_dense(positions: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`is_dense` of each section, bool[sections]."""
+    spans = positions[np.cumsum(counts) - 1].astype(np.int64) + 1
+    return (counts >= MIN_DENSE) & (3 * counts > 2 * spans)
+
+
 def encode(positions: np.ndarray, counts: np.ndarray, *, dense: bool) -> bytes:
     """Positions int32, those of each section ascending, as bytes."""
     if not dense:

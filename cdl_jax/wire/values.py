@@ -36,9 +36,11 @@ def encode(values: np.ndarray, *, levels: bool) -> bytes:
     """Values of one dtype, or int8 levels, as bytes."""
     if levels:
         return _encode_levels(values.astype(np.int32))
-    raw = bytes([RAW]) + values.view(bits_dtype(values.dtype)).astype("<" + _code(values)).tobytes()
-    kind = _FLOATS.get(values.dtype.name)
-    return raw if kind is None else min(raw, _encode_split(values, kind), key=len)
+    bits, kind = values.view(bits_dtype(values.dtype)), _FLOATS.get(values.dtype.name)
+    split = None if kind is None else _encode_split(bits.astype(np.uint32, copy=False), kind)
+    if split is not None and len(split) < 1 + bits.nbytes:
+        return split
+    return bytes([RAW]) + bits.astype("<" + _code(values)).tobytes()
 
 
 def decode(
@@ -75,8 +77,27 @@ def _decode_raw(data: bytes, at: int, count: int, dtype: np.dtype) -> tuple[np.n
     return bits.view(dtype), at + size
 
 
-def _encode_split(values: np.ndarray, kind: _Float) -> bytes:
-    bits = values.view(bits_dtype(values.dtype)).astype(np.uint32)
+def _encode_split(bits: np.ndarray, kind: _Float) -> bytes:
+    if numbers._codec is None:
+        return numpy_encode_split(bits, kind)
+    return bytes([SPLIT]) + numbers._codec.encode_floats(np.ascontiguousarray(bits), *kind)
+
+
+def _decode_split(data: bytes, at: int, count: int, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    kind = _FLOATS[dtype.name]
+    if numbers._codec is None:
+        bits, at = numpy_decode_split(data, at, count, kind)
+    else:
+        try:
+            raw, at = numbers._codec.decode_floats(data, at, count, *kind)
+        except ValueError as error:
+            raise WireError(str(error)) from None
+        bits = np.frombuffer(raw, np.uint32)
+    return bits.astype(bits_dtype(dtype), copy=False).view(dtype), at
+
+
+def numpy_encode_split(bits: np.ndarray, kind: _Float) -> bytes:
+    """Form 1 of bits widened to uint32, in NumPy alone."""
     mantissa = bits & np.uint32((1 << kind.mantissa) - 1)
     exponent = bits >> np.uint32(kind.mantissa) & np.uint32((1 << kind.exponent) - 1)
     sign = bits >> np.uint32(kind.mantissa + kind.exponent)
@@ -90,8 +111,8 @@ def _encode_split(values: np.ndarray, kind: _Float) -> bytes:
     return bytes([SPLIT, spare]) + b"".join(numbers.encode(stream) for stream in streams)
 
 
-def _decode_split(data: bytes, at: int, count: int, dtype: np.dtype) -> tuple[np.ndarray, int]:
-    kind = _FLOATS[dtype.name]
+def numpy_decode_split(data: bytes, at: int, count: int, kind: _Float) -> tuple[np.ndarray, int]:
+    """Inverse of `numpy_encode_split` behind its first byte, and the place behind."""
     spare = data[at] if at < len(data) else 255
     if spare > kind.mantissa:
         raise WireError(f"{spare} bits of a mantissa of {kind.mantissa} are spared")
@@ -106,7 +127,7 @@ def _decode_split(data: bytes, at: int, count: int, dtype: np.dtype) -> tuple[np
     bits = exponent.astype(np.uint32) << np.uint32(kind.mantissa)
     bits |= signed >> np.uint32(kept) << np.uint32(kind.mantissa + kind.exponent)
     bits |= (signed & np.uint32((1 << kept) - 1)) << np.uint32(spare)
-    return bits.astype(bits_dtype(dtype)).view(dtype), at
+    return bits, at
 
 
 def _encode_levels(levels: np.ndarray) -> bytes:

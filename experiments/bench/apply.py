@@ -58,8 +58,9 @@ def applying(model: Model, updates: list[SparseUpdate]) -> Callable[[], None]:
         nonlocal digest, turn
         update = updates[turn % len(updates)]
         check_update(update, model.spec)
-        digest, turn = model.changed_digest(update, digest), turn + 1
-        model.apply(update)
+        plan = model.plan(update)
+        digest, turn = model.changed_digest(plan, digest), turn + 1
+        model.apply(plan)
 
     return run
 

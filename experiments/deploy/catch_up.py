@@ -67,7 +67,7 @@ def measure(made: recorded.Recorded, trimmed: int, repeats: int) -> dict[str, An
         for version, blob in enumerate(made.updates[: trimmed + TAIL], 1):
             log.append(version, blob, owner)
             update = decode_update(blob)
-            model.apply(update)
+            model.apply(model.plan(update))
             if version == trimmed:
                 digest = np.asarray(update.digest)
                 start = decode_snapshot(made.snapshot)

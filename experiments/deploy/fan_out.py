@@ -60,8 +60,7 @@ def follow(url: str, last: int, out: str) -> None:
 def main(options: Options) -> int:
     """Runs it; 0 when all ended equal."""
     versions = int(options.rate * options.seconds)
-    made = recorded.resnet18(min(versions, 200), options.density)
-    versions = len(made.updates)
+    made = recorded.resnet18(versions, options.density)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="cdl_jax-fan-out-"))
     broker = Broker(folder / "broker", durable=False)
     try:

@@ -57,8 +57,9 @@ class Trainer:
             np.uint32(self.version), np.uint32(self.version + 1), np.zeros(4, np.uint32),
             tuple((i,) for i in range(len(indices))), SPEC.fingerprint,
         )  # fmt: skip
-        update.digest[:] = self._model.changed_digest(update, self.digest)
-        self._model.apply(update)
+        plan = self._model.plan(update)
+        update.digest[:] = self._model.changed_digest(plan, self.digest)
+        self._model.apply(plan)
         self.digest, self.version = update.digest.copy(), self.version + 1
         return update
 

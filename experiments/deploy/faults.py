@@ -2,6 +2,7 @@
 
     python -m experiments.deploy.faults            500 runs (make faults), about 15 minutes
     python -m experiments.deploy.faults --runs 8   as the tests do
+    python -m experiments.deploy.faults --seconds 240 --go-on      in pieces, into one report
 
 Each run is a writer process, two replica processes with a reader in each, and a store: a folder,
 or a real redis-server. Faults come at random instants; a supervisor starts again what has ended,
@@ -19,6 +20,7 @@ import collections
 import contextlib
 import dataclasses
 import faulthandler
+import json
 import os
 import pathlib
 import random
@@ -61,7 +63,11 @@ class Options:
     """Settings of the campaign."""
 
     runs: int = 500
-    """Seeded runs."""
+    """Seeded runs, in the whole report."""
+    seconds: float | None = None
+    """Begin no run after so many seconds. None: no limit."""
+    go_on: bool = False
+    """Add the runs that are missing to the report in the folder."""
     first: int = 0
     """Seed of the first run."""
     versions: int = 60
@@ -300,28 +306,45 @@ def _note(text: str) -> None:
 
 def main(options: Options) -> int:
     """Runs the campaign; 0 when no run failed. Ctrl-C ends it early, with a report."""
-    faults: collections.Counter[str] = collections.Counter()
-    failures: list[dict[str, Any]] = []
-    begun, runs, seeds = time.monotonic(), 0, range(options.first, options.first + options.runs)
+    report = _begun(options)
+    faults, begun = collections.Counter(report["faults"]), time.monotonic()
+    seeds = range(options.first + report["runs"], options.first + options.runs)
+    before = report["seconds"]
     with contextlib.suppress(KeyboardInterrupt):
         for seed in rich.progress.track(seeds, "faults"):
+            if options.seconds is not None and time.monotonic() - begun > options.seconds:
+                break
             failure = play(seed, options.versions, faults)
-            failures += [failure] if failure else []
-            runs += 1
-    result = {
-        "command": f"python -m experiments.deploy.faults --runs {runs} --first {options.first}",
-        "runs": runs,
-        "failures": failures,
+            report["failures"] += [failure] if failure else []
+            report["runs"] += 1
+    report |= {
+        "command": f"python -m experiments.deploy.faults --runs {report['runs']} "
+        f"--first {options.first}",
         "faults": dict(sorted(faults.items())),
         "faults_in_all": sum(faults.values()),
-        "versions_a_run": options.versions,
-        "seconds": round(time.monotonic() - begun, 1),
+        "seconds": round(before + time.monotonic() - begun, 1),
     }
     if options.out is not None:
-        save(options.out, "faults.json", result)
+        save(options.out, "faults.json", report)
     else:
-        print(result)
-    return 1 if failures else 0
+        print(report)
+    return 1 if report["failures"] else 0
+
+
+def _begun(options: Options) -> dict[str, Any]:
+    """An empty report, or the one that is to be added to."""
+    empty = {
+        "command": "", "first": options.first, "versions_a_run": options.versions, "runs": 0,
+        "failures": [], "faults": {}, "faults_in_all": 0, "seconds": 0.0,
+    }  # fmt: skip
+    path = pathlib.Path(options.out or "") / "faults.json"
+    if options.out is None or not options.go_on or not path.exists():
+        return empty
+    report = json.loads(path.read_text())
+    for name in ("first", "versions_a_run"):
+        if report[name] != empty[name]:
+            raise SystemExit(f"{path} has {name} {report[name]}, not {empty[name]}; remove it")
+    return report
 
 
 def play(seed: int, versions: int, faults: "collections.Counter[str]") -> dict[str, Any] | None:

@@ -5,9 +5,9 @@
 
 Two servers, one after the other: `cdl-jax serve`'s own, and the same with every version loaded as
 a whole model. In each round the client sends three blocks of requests, one sample each, one after
-the other, in random order: with updates, without, without. Updates come from a recorded log; the
-client appends them. The ratio of the pooled 99th percentiles has a bootstrap interval over the
-rounds; the two blocks without updates show what the ratio is where nothing happens.
+the other, in random order: with updates, without, without. Updates come from a recorded log; a
+third process appends them. The ratio of the pooled 99th percentiles has a bootstrap interval over
+the rounds; the two blocks without updates show what the ratio is where nothing happens.
 
 Expected for sparse updates: no failed request, the interval's lower end at most 1.10, the ratio
 of medians at most 1.05.
@@ -15,13 +15,14 @@ of medians at most 1.05.
 
 import dataclasses
 import http.client
-import pathlib
+import multiprocessing
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from multiprocessing.synchronize import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +30,6 @@ import tyro
 
 from cdl_jax.deploy import Replica, UpdateLog, open_log
 from cdl_jax.deploy.follow import open_first
-from cdl_jax.deploy.log import Ownership
 from cdl_jax.deploy.replica import model_factory
 from cdl_jax.deploy.serve import ServeConfig, application, listening, server_of
 from cdl_jax.wire import decode_snapshot
@@ -37,6 +37,7 @@ from experiments.deploy import recorded
 from experiments.runs import conditions, save
 
 BLOCKS = ("updates", "quiet", "quiet again")
+SLOWEST = 0.012  # seconds a request, for the number of updates to record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,46 +63,58 @@ class Options:
 
 
 class WholeModel(Replica):
-    """A replica that loads a whole model for each version, as servers do that know no updates."""
+    """A replica that loads a whole model for each version, as servers do that know no updates.
+
+    The model is one of the same size each time; what came while it loaded is passed over.
+    """
 
     def __init__(self, log: UpdateLog, make_model: Any):
         super().__init__(log, make_model)
         self._whole = log.read_snapshot(0)
 
     def apply(self, blob: bytes) -> None:
-        """Decodes a model of the same size, digest and all, into the spare buffer, and swaps."""
-        update = self._checked(blob, self._buffers.tip)
-        snapshot = dataclasses.replace(decode_snapshot(self._whole), version=int(update.version))
-        spare = self._buffers.load(snapshot)
-        spare.digest = update.digest
-        self._serve(spare)
+        """Decodes a model into the spare buffer, checksum and all, and swaps."""
+        version = self.version + 1
+        while self._log.read(version + 1) is not None:
+            version += 1
+        snapshot = dataclasses.replace(decode_snapshot(self._whole), version=version)
+        self._serve(self._buffers.load(snapshot))
 
 
 class Feeder:
-    """Appends recorded updates at a rate, while it is told to."""
+    """Appends recorded updates to a log at a rate, while it is told to; a process of its own."""
 
-    def __init__(self, log: UpdateLog, owner: Ownership, updates: list[bytes], rate: float):
-        self._log, self._owner, self._updates, self._period = log, owner, updates, 1 / rate
-        self.on, self._stop, self.sent = threading.Event(), threading.Event(), 0
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+    def __init__(self, folder: str, made: recorded.Recorded, rate: float):
+        context = multiprocessing.get_context("spawn")
+        self.on, self._stop, self._begun = (context.Event() for _ in range(3))
+        signals = self.on, self._stop, self._begun
+        self._process = context.Process(target=feed, args=(folder, made, rate, *signals))
+        self._process.start()
+        self._begun.wait()
 
     def close(self) -> None:
         """Ends it."""
         self._stop.set()
-        self._thread.join()
+        self._process.join()
+        if self._process.exitcode:
+            raise SystemExit("the recorded updates came to their end: requests took too long")
 
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._stop.is_set():
-            if not self.on.wait(0.05):
+
+def feed(
+    folder: str, made: recorded.Recorded, rate: float, on: Event, stop: Event, begun: Event
+) -> None:
+    """The feeder's process."""
+    log = open_log(folder, create=True)
+    with log.claim() as owner:
+        recorded.begin(log, owner, made)
+        begun.set()
+        due, waiting = time.monotonic(), enumerate(made.updates, 1)
+        while not stop.is_set():
+            if not on.wait(0.05):
                 due = time.monotonic()
                 continue
-            if self.sent == len(self._updates):
-                raise RuntimeError("the recorded log is at its end")
-            self._log.append(self.sent + 1, self._updates[self.sent], self._owner)
-            self.sent += 1
-            due += self._period
+            log.append(*next(waiting), owner)
+            due += 1 / rate
             time.sleep(max(0.0, due - time.monotonic()))
 
 
@@ -109,7 +122,7 @@ def main(options: Options) -> int:
     """The client; or a server, where `serve` says so."""
     if options.serve:
         return serve(options)
-    updates = int(options.rate * options.rounds * options.requests * 0.05) + 200
+    updates = int(options.rate * options.rounds * options.requests * SLOWEST) + 200
     made = recorded.resnet18(updates, options.density)
     table = {kind: measure(options, made, kind) for kind in ("sparse", "whole")}
     result = {
@@ -137,22 +150,20 @@ def serve(options: Options) -> int:
 
 def measure(options: Options, made: recorded.Recorded, kind: str) -> dict[str, Any]:
     """A server's rows of the table."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="cdl_jax-load-"))
-    log = open_log(str(folder), create=True)
-    with log.claim() as owner:
-        recorded.begin(log, owner, made)
-        command = [sys.executable, "-m", "experiments.deploy.load", "--serve", kind]
-        server = subprocess.Popen([*command, "--log", str(folder)], stdout=subprocess.PIPE)
-        feeder = Feeder(log, owner, made.updates, options.rate)
-        try:
-            assert server.stdout
-            client = Client(int(server.stdout.readline()), options.seed)
-            client.block(max(50, options.requests // 4))  # warms up
-            return play(options, client, feeder)
-        finally:
-            feeder.close()
-            server.kill()
-            server.communicate()
+    folder = tempfile.mkdtemp(prefix="cdl_jax-load-")
+    feeder = Feeder(folder, made, options.rate)
+    command = [sys.executable, "-m", "experiments.deploy.load", "--serve", kind]
+    server = subprocess.Popen([*command, "--log", folder], stdout=subprocess.PIPE)
+    try:
+        assert server.stdout
+        client = Client(int(server.stdout.readline()), options.seed)
+        client.block(max(50, options.requests // 4))  # warms up
+        return play(options, client, feeder)
+    finally:
+        feeder.close()
+        server.kill()
+        server.communicate()
+        shutil.rmtree(folder)
 
 
 class Client:

@@ -48,9 +48,10 @@ def record(
     slots = [max(1, int(density * leaf.size)) for leaf in spec.leaves]
     for version in range(1, versions + 1):
         update = _update(model, spec, slots, version, rng)
-        digest = model.changed_digest(update, digest)
+        plan = model.plan(update)
+        digest = model.changed_digest(plan, digest)
         update.digest[:] = digest
-        model.apply(update)
+        model.apply(plan)
         updates.append(encode_update(update, lineage=LINEAGE))
     config = {"model": "resnet18", "dataset": "cifar10"}
     layout: list[Any] = [[(i,), k, False] for i, k in enumerate(slots)]

@@ -10,11 +10,21 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_short_campaign_fails_nowhere_and_breaks_things(tmp_path):
-    command = [sys.executable, "-m", "experiments.deploy.faults", "--runs", "7", "--first", "1000"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
+    words = [
+        "-m",
+        "experiments.deploy.faults",
+        "--first",
+        "1000",
+        "--out",
+        str(tmp_path),
+        "--go-on",
+    ]
+    for runs in ("2", "7"):
+        done = subprocess.run(
+            [sys.executable, *words, "--runs", runs],
+            cwd=ROOT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads((tmp_path / "faults.json").read_text())
     assert (result["runs"], result["failures"]) == (7, [])
     assert result["faults_in_all"] > 20

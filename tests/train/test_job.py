@@ -101,7 +101,7 @@ def test_scores_are_those_of_the_deployed_model_before_it_trains(tmp_path):
         batch = data.batch(slice(start, start + 8))
         logits = np.asarray(predict(model.tree()["params"], {}, batch["image"]))
         assert record["correct"] == int((logits.argmax(1) == batch["label"]).sum())
-        model.apply(decode_update(log.read(record["version"])))
+        model.apply(model.plan(decode_update(log.read(record["version"]))))
 
 
 def test_history_is_what_came_before_and_new_samples_are_all_there(monkeypatch, tmp_path):

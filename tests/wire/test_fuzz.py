@@ -36,7 +36,7 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch):
 def test_what_would_pass_a_careless_decoder_is_found(monkeypatch):
     blob = next(b for b in fuzz.corpus() if b[fuzz.HEADER :][:1] == b"\1")
     assert fuzz.accepted(fuzz.mended(blob))
-    monkeypatch.setattr("cdl_jax.wire.codec.encode_body", lambda pieces: b"")
+    monkeypatch.setattr("cdl_jax.wire.codec._encode_groups", lambda groups: b"")
     with pytest.raises(WireError, match="one form"):
         decode_update(fuzz.mended(blob))
 
