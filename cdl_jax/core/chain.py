@@ -5,6 +5,7 @@ The step writes only what the sparsifier selected. A chain that changes the upda
 and say another, so such leaves are found here, by name, before anything runs.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -68,8 +69,14 @@ def is_sparsifier(node: Any) -> bool:
 def _origin(jaxpr: Any, var: Any) -> Origin:
     if isinstance(var, core.Literal):
         return "still" if not np.any(var.val) else "dense"
-    producer = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}.get(var)
+    producer = _producers(jaxpr).get(var)
     return _eqn_origin(jaxpr, producer, var) if producer is not None else "dense"
+
+
+@functools.lru_cache(maxsize=32)
+def _producers(jaxpr: Any) -> dict[Any, Any]:
+    """The equation of each variable; kept, since one search goes through a jaxpr leaf by leaf."""
+    return {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
 
 
 def _eqn_origin(jaxpr: Any, eqn: Any, var: Any) -> Origin:
@@ -94,8 +101,8 @@ def _gated(jaxpr: Any, factors: Sequence[Any]) -> Origin:
 
 def _is_gate(jaxpr: Any, var: Any) -> bool:
     """Whether a value is one bool read as a number; a mask of them is no gate."""
-    eqn = next((e for e in jaxpr.eqns if var in e.outvars), None)
-    if isinstance(var, core.Literal) or eqn is None:
+    eqn = None if isinstance(var, core.Literal) else _producers(jaxpr).get(var)
+    if eqn is None:
         return False
     if eqn.primitive.name == "broadcast_in_dim":
         return _is_gate(jaxpr, eqn.invars[0])

@@ -94,6 +94,8 @@ def read(
       leaves: all of the tree, in its sorted order.
       indices: per section int32[k], ascending, padded past the end.
     """
+    if not plans:
+        return []
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
     def in_xla(groups: Any, indices: Any) -> list[jax.Array]:
@@ -117,8 +119,8 @@ def write(
     Args:
       plans, leaves, indices: as in `read`.
       bits: per section its new bits, [k].
-      after: what `read` gave of the same leaves, if it was called. Without the order that this
-        states XLA would copy the leaves, for the reader's sake.
+      after: what `read` or `change` gave of the same leaves. Without the order that this states
+        XLA would copy the leaves, for the reader's sake.
     """
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
@@ -131,6 +133,8 @@ def write(
         return list(entries.write_entries(groups, indices, bits, after))
 
     out = list(leaves)
+    if not plans:
+        return out
     places = [i for plan in plans for i in plan.places]
     words = [new.astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
     operands = groups, list(indices), words, list(after)
@@ -142,20 +146,24 @@ def write(
 
 def change(
     plans: Sequence[Section],
+    leaves: Sequence[jax.Array],
     indices: Sequence[jax.Array],
-    old: Sequence[jax.Array],
-    new: Sequence[jax.Array],
+    bits: Sequence[jax.Array],
 ) -> jax.Array:
-    """What replacing the sections' `old` bits by `new` ones adds to the digest, uint32[4]."""
-    total = jnp.zeros(digest.LANES, jnp.uint32)
-    for batch in _batches(indices):
-        words = [w for s in batch for w in _words(plans[s], indices[s], old[s], new[s])]
-        seed, place, before, after, valid = (
-            jnp.concatenate(parts, axis=-1) for parts in zip(*words, strict=True)
-        )
-        delta = digest.mix(jnp, place, after, seed) - digest.mix(jnp, place, before, seed)
-        total = total + jnp.sum(delta * valid, axis=1, dtype=jnp.uint32)
-    return total
+    """What writing the sections' new bits would add to the digest, uint32[4]; as in `write`."""
+    if not plans:
+        return jnp.zeros(digest.LANES, jnp.uint32)
+    groups = [[leaves[i] for i in plan.places] for plan in plans]
+
+    def in_xla(groups: Any, indices: Any, bits: Any) -> jax.Array:
+        old = [_gather(*each) for each in zip(plans, groups, indices, strict=True)]
+        return _change(plans, indices, old, bits)
+
+    def in_native(groups: Any, indices: Any, bits: Any) -> jax.Array:
+        return entries.digest_change(groups, indices, bits, [plan.seeds for plan in plans])
+
+    words = [new.astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
+    return _by_platform(in_native, in_xla, groups, list(indices), words)
 
 
 def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
@@ -179,9 +187,7 @@ def _batches(indices: Sequence[jax.Array]) -> list[list[int]]:
     ]
 
 
-def _by_platform(in_native: Any, in_xla: Any, *operands: Any) -> list[jax.Array]:
-    if not operands[0]:
-        return []
+def _by_platform(in_native: Any, in_xla: Any, *operands: Any) -> Any:
     if not available():
         return in_xla(*operands)
     return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
@@ -255,6 +261,23 @@ def _seed_and_place(section: Section, indices: jax.Array) -> tuple[jax.Array, ja
     offsets = jnp.asarray(layout.ends(section.sizes)[:-1].astype(np.int32))
     leaf = jnp.searchsorted(offsets, indices, side="right") - 1
     return table[:, leaf], (indices - offsets[leaf]).astype(jnp.uint32)
+
+
+def _change(
+    plans: Sequence[Section],
+    indices: Sequence[jax.Array],
+    old: Sequence[jax.Array],
+    new: Sequence[jax.Array],
+) -> jax.Array:
+    total = jnp.zeros(digest.LANES, jnp.uint32)
+    for batch in _batches(indices):
+        words = [w for s in batch for w in _words(plans[s], indices[s], old[s], new[s])]
+        seed, place, before, after, valid = (
+            jnp.concatenate(parts, axis=-1) for parts in zip(*words, strict=True)
+        )
+        delta = digest.mix(jnp, place, after, seed) - digest.mix(jnp, place, before, seed)
+        total = total + jnp.sum(delta * valid, axis=1, dtype=jnp.uint32)
+    return total
 
 
 def _words(

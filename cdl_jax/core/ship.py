@@ -213,13 +213,15 @@ def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
     flat = flatten(tree)
     plans = [sections.make_section(spec, e.places, e.indices.size) for e in entries]
     indices = [e.indices for e in entries]
-    old = sections.read(plans, flat.leaves, indices)
+    scaled = any(e.scale is not None for e in entries)
+    old = sections.read(plans, flat.leaves, indices) if scaled else [None] * len(plans)
     new = [
         sections.bits_of(plan, was, e.values, e.scale)
         for plan, was, e in zip(plans, old, entries, strict=True)
     ]
-    digest = digest + sections.change(plans, indices, old, new)
-    return flat.rebuild(sections.write(plans, flat.leaves, indices, new, after=old)), digest
+    delta = sections.change(plans, flat.leaves, indices, new)
+    after = [delta, *(was for was in old if was is not None)]
+    return flat.rebuild(sections.write(plans, flat.leaves, indices, new, after)), digest + delta
 
 
 def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:

@@ -11,6 +11,7 @@ import numpy as np
 from cdl_jax.core import digest, sections
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.tree import flatten, to_bits, tree_spec
+from cdl_jax.native import available, entries
 
 jax.tree_util.register_dataclass(
     SparseUpdate,
@@ -64,18 +65,28 @@ def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> j
     that gathers, hashes and scatters would copy the whole model.)
     """
     flat, plans = _plan(deployed, update)
-    indices = _arrays(update.indices)
-    old = sections.read(plans, _arrays(flat.leaves), indices)
-    return current + sections.change(plans, indices, old, _bits(plans, update, old))
+    leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
+    old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
+    return current + sections.change(plans, leaves, indices, _bits(plans, update, old))
 
 
 def digest_words(tree: Any) -> jax.Array:
     """Full digest of a tree of JAX arrays, uint32[4]. Traceable; reads every entry."""
-    flat, spec = flatten(tree), tree_spec(tree)
-    total = jnp.zeros(digest.LANES, jnp.uint32)
-    for leaf, like in zip(flat.leaves, spec.leaves, strict=True):
-        total = total + _leaf_digest(jnp.asarray(leaf), digest.seeds(like.name, like.dtype))
-    return total
+    leaves = _arrays(flatten(tree).leaves)
+    seeds = [digest.seeds(like.name, like.dtype) for like in tree_spec(tree).leaves]
+    if not leaves:
+        return jnp.zeros(digest.LANES, jnp.uint32)
+
+    def in_native(leaves: list[jax.Array]) -> jax.Array:
+        return entries.full_digest(leaves, np.stack(seeds))
+
+    def in_xla(leaves: list[jax.Array]) -> jax.Array:
+        lanes = [_leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True)]
+        return jnp.sum(jnp.stack(lanes), axis=0, dtype=jnp.uint32)
+
+    if not available():
+        return in_xla(leaves)
+    return jax.lax.platform_dependent(leaves, cpu=in_native, default=in_xla)
 
 
 def tree_digest(tree: Any) -> str:
@@ -140,5 +151,5 @@ def _leaf_digest(leaf: jax.Array, seed: np.ndarray) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(bits, jnp.uint32).reshape(-1)
     words = bits.astype(jnp.uint32)
     places = jax.lax.iota(jnp.uint32, words.size)
-    lanes = [jnp.sum(digest.mix(jnp, places, words, s), dtype=jnp.uint32) for s in seed]
-    return jnp.stack(lanes)
+    mixes = digest.mix(jnp, places, words, jnp.asarray(seed)[:, None])
+    return jnp.sum(mixes, axis=1, dtype=jnp.uint32)

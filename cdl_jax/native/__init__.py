@@ -8,7 +8,14 @@ import importlib
 
 __all__ = ["available"]
 
-_KERNELS = ("all_finite", "error_feedback_top_k", "read_entries", "write_entries")
+_KERNELS = (
+    "all_finite",
+    "digest_change",
+    "error_feedback_top_k",
+    "full_digest",
+    "read_entries",
+    "write_entries",
+)
 
 
 @functools.cache

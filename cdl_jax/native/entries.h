@@ -1,4 +1,4 @@
-// Reads and writes single entries of many arrays, given by ascending positions.
+// Reads, hashes and writes single entries of many arrays, given by ascending positions.
 #pragma once
 
 #include <cstdint>
@@ -27,5 +27,8 @@ struct Section {
 
 void ReadEntries(const Section& section);
 void WriteEntries(const Section& section);
+
+// Adds to four lanes what writing the section would add to the digest; `seeds` has four a leaf.
+void AddChange(const Section& section, const uint32_t* seeds, uint32_t* lanes);
 
 }  // namespace cdl

@@ -1,4 +1,4 @@
-"""Single entries of many arrays, read or written in one call each, on the CPU."""
+"""Entries of many arrays, read, hashed or written in one call each, on the CPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from cdl_jax.native import available
 
-__all__ = ["read_entries", "write_entries"]
+__all__ = ["digest_change", "full_digest", "read_entries", "write_entries"]
 
 _Groups = Sequence[Sequence[jax.Array]]
 
@@ -55,7 +55,30 @@ def write_entries(
     return tuple(call(*leaves, *indices, *bits, *after))
 
 
-def _call(name: str, results: list[Any], aliases: dict[int, int], groups: _Groups) -> Any:
+def digest_change(
+    groups: _Groups,
+    indices: Sequence[jax.Array],
+    bits: Sequence[jax.Array],
+    seeds: Sequence[np.ndarray],
+) -> jax.Array:
+    """What :func:`write_entries` would add to the digest, uint32[4]; it writes nothing.
+
+    `seeds` has the lanes' seeds of each section's leaves, uint32[4, leaves]. Other arguments are
+    those of :func:`write_entries`.
+    """
+    result = jax.ShapeDtypeStruct((4,), jnp.uint32)
+    call = _call("digest_change", result, {}, groups)
+    return call(*_leaves(groups), *indices, *bits, np.concatenate(seeds, axis=1).T)
+
+
+def full_digest(leaves: Sequence[jax.Array], seeds: np.ndarray) -> jax.Array:
+    """The digest over every entry of these arrays, uint32[4]; seeds: uint32[leaves, 4]."""
+    result = jax.ShapeDtypeStruct((4,), jnp.uint32)
+    call = jax.ffi.ffi_call("cdl_jax_full_digest", result, vmap_method="sequential")
+    return call(jnp.asarray(seeds), *leaves)
+
+
+def _call(name: str, results: Any, aliases: dict[int, int], groups: _Groups) -> Any:
     if not available():
         raise RuntimeError(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"

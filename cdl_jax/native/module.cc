@@ -2,16 +2,11 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <cstring>
 #include <deque>
-#include <exception>
-#include <new>
-#include <stdexcept>
-#include <string>
 #include <utility>
 #include <vector>
 
-#include "entries.h"
+#include "calls.h"
 #include "parallel.h"
 #include "scan.h"
 #include "select.h"
@@ -28,29 +23,6 @@ using Bool = ffi::BufferR0<ffi::PRED>;
 
 constexpr int64_t kWorthThreads = int64_t{1} << 17;  // entries; below it waking one costs more
 constexpr int64_t kFiniteChunk = int64_t{1} << 18;
-
-int64_t Threads(ffi::ThreadPool& pool, int64_t entries) {
-  return entries < kWorthThreads ? 1 : std::max<int64_t>(1, pool.num_threads());
-}
-
-// A buffer of the wrong kind is a fault of the Python side: the error becomes the call's.
-template <typename T>
-T Get(ffi::ErrorOr<T> got) {
-  if (!got.has_value()) throw std::invalid_argument(std::string(got.error().message()));
-  return *got;
-}
-
-template <typename Body>
-ffi::Error Guarded(Body body) {
-  try {
-    body();
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in a native kernel");
-  } catch (const std::exception& error) {
-    return ffi::Error::InvalidArgument(error.what());
-  }
-  return ffi::Error::Success();
-}
 
 // Operands: updates, residuals. Results: indices, sent, residuals. One selection
 // for each tensor, or a single one over all of them: the number of results says which.
@@ -80,7 +52,7 @@ class TopKCall {
     for (size_t t = 0; t < tensors_; ++t) {
       entries += static_cast<int64_t>(Get(args_.get<Floats>(t)).element_count());
     }
-    const int64_t threads = Threads(pool, entries);
+    const int64_t threads = Threads(pool, entries, kWorthThreads);
     std::deque<Selection> selections;
     for (size_t s = 0; s < selections_; ++s) {
       const bool global = selections_ != tensors_;
@@ -129,7 +101,7 @@ void CheckFinite(ffi::ThreadPool& pool, ffi::RemainingArgs args, bool* finite) {
     entries += size;
   }
   std::atomic<bool> all{true};
-  ParallelFor(pool, Threads(pool, entries), static_cast<int64_t>(chunks.size()), [&](int64_t i) {
+  ParallelFor(pool, Threads(pool, entries, kWorthThreads), static_cast<int64_t>(chunks.size()), [&](int64_t i) {
     const auto& [bits, size] = chunks[static_cast<size_t>(i)];
     if (all.load() && !AllFinite(bits, size)) all.store(false);
   });
@@ -140,84 +112,6 @@ ffi::Error Finite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Boo
   return Guarded([&] { CheckFinite(pool, args, finite->typed_data()); });
 }
 
-// Operands: the leaves of all sections, then the positions of each, then, to write, the bits of
-// each, and what is only to be waited for. Results: bits of each section, or the leaves. `leaves` says how many a section has.
-class EntriesCall {
- public:
-  EntriesCall(ffi::RemainingArgs args, ffi::Span<const int64_t> leaves)
-      : args_(args), counts_(leaves) {
-    for (const int64_t count : counts_) leaves_ += static_cast<size_t>(count);
-  }
-
-  size_t leaves() const { return leaves_; }
-  size_t sections() const { return counts_.size(); }
-  ffi::AnyBuffer leaf(size_t t) const { return Get(args_.get<ffi::AnyBuffer>(t)); }
-  ffi::AnyBuffer bits(size_t s) const {
-    return Get(args_.get<ffi::AnyBuffer>(leaves_ + counts_.size() + s));
-  }
-
-  // `data(t)` is where leaf t lies, `bits` where the section's values do.
-  template <typename Data>
-  Section Make(size_t s, Data data, ffi::AnyBuffer bits) const {
-    const auto positions = Get(args_.get<Ints>(leaves_ + s));
-    Section section{{}, positions.typed_data(), static_cast<int64_t>(positions.element_count()),
-                    static_cast<char*>(bits.untyped_data()), Width(bits)};
-    size_t first = 0;
-    for (size_t before = 0; before < s; ++before) first += static_cast<size_t>(counts_[before]);
-    int64_t begin = 0;
-    for (size_t t = first; t < first + static_cast<size_t>(counts_[s]); ++t) {
-      const auto size = static_cast<int64_t>(leaf(t).element_count());
-      section.leaves.push_back({data(t), begin, size, Width(leaf(t))});
-      if (section.leaves.back().width > section.width) {
-        throw std::invalid_argument("a section's bits are narrower than one of its leaves");
-      }
-      begin += size;
-    }
-    return section;
-  }
-
- private:
-  static int Width(const ffi::AnyBuffer& buffer) {
-    return static_cast<int>(ffi::ByteWidth(buffer.element_type()));
-  }
-
-  ffi::RemainingArgs args_;
-  ffi::Span<const int64_t> counts_;
-  size_t leaves_ = 0;
-};
-
-ffi::Error Read(ffi::RemainingArgs args, ffi::RemainingRets rets,
-                ffi::Span<const int64_t> leaves) {
-  return Guarded([&] {
-    const EntriesCall call(args, leaves);
-    const auto data = [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); };
-    for (size_t s = 0; s < call.sections(); ++s) {
-      ReadEntries(call.Make(s, data, *Get(rets.get<ffi::AnyBuffer>(s))));
-    }
-  });
-}
-
-ffi::Error Write(ffi::RemainingArgs args, ffi::RemainingRets rets,
-                 ffi::Span<const int64_t> leaves) {
-  return Guarded([&] {
-    const EntriesCall call(args, leaves);
-    const auto data = [&](size_t t) {
-      return static_cast<char*>(Get(rets.get<ffi::AnyBuffer>(t))->untyped_data());
-    };
-    for (size_t t = 0; t < call.leaves(); ++t) {
-      const ffi::AnyBuffer old = call.leaf(t);
-      if (old.untyped_data() != data(t)) std::memcpy(data(t), old.untyped_data(), old.size_bytes());
-    }
-    for (size_t s = 0; s < call.sections(); ++s) WriteEntries(call.Make(s, data, call.bits(s)));
-  });
-}
-
-XLA_FFI_DEFINE_HANDLER(
-    kRead, Read,
-    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("leaves"));
-XLA_FFI_DEFINE_HANDLER(
-    kWrite, Write,
-    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("leaves"));
 XLA_FFI_DEFINE_HANDLER(
     kTopK, TopK,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
@@ -251,8 +145,10 @@ PyMODINIT_FUNC PyInit__kernels() {
   PyObject* module = PyModule_Create(&cdl::definition);
   if (module != nullptr && cdl::AddHandler(module, "error_feedback_top_k", cdl::kTopK) &&
       cdl::AddHandler(module, "all_finite", cdl::kFinite) &&
-      cdl::AddHandler(module, "read_entries", cdl::kRead) &&
-      cdl::AddHandler(module, "write_entries", cdl::kWrite)) {
+      cdl::AddHandler(module, "read_entries", &cdl::ReadEntriesCall) &&
+      cdl::AddHandler(module, "write_entries", &cdl::WriteEntriesCall) &&
+      cdl::AddHandler(module, "digest_change", &cdl::DigestChangeCall) &&
+      cdl::AddHandler(module, "full_digest", &cdl::FullDigestCall)) {
     return module;
   }
   Py_XDECREF(module);

@@ -145,9 +145,11 @@ bool UsePath(const char* name) {
   return path != nullptr;
 }
 
+bool HasAvx2() { return ActiveScan() != ScanScalar; }
+
 bool AllFinite(const uint32_t* bits, int64_t n) {
 #if CDL_X86
-  if (ActiveScan() != ScanScalar) return FiniteAvx2(bits, n);
+  if (HasAvx2()) return FiniteAvx2(bits, n);
 #endif
   return Finite(bits, n);
 }

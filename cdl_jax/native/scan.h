@@ -30,6 +30,9 @@ Scan ActiveScan();
 // Chooses "scalar", "avx2" or "avx512"; false where this machine lacks it. For tests.
 bool UsePath(const char* name);
 
+// Whether the kernels may use AVX2: the machine has it, and "scalar" was not chosen.
+bool HasAvx2();
+
 // True when no entry is infinite or NaN.
 bool AllFinite(const uint32_t* bits, int64_t n);
 

@@ -95,9 +95,9 @@ def test_write_changes_these_bits_alone(kind, places):
 @pytest.mark.parametrize("kind", KINDS)
 def test_change_is_the_difference_of_full_digests(kind, places):
     plans, leaves, indices, new = case(kind, places)
-    old = sections.read(plans, [jnp.asarray(x) for x in leaves], indices)
-    after = sections.write(plans, [jnp.asarray(x) for x in leaves], indices, new)
-    delta = jax.jit(lambda *args: sections.change(plans, *args))(indices, old, new)
+    held = [jnp.asarray(x) for x in leaves]
+    after = sections.write(plans, held, indices, new)
+    delta = jax.jit(lambda *args: sections.change(plans, *args))(held, indices, new)
     before, now = (
         digest.numpy_digest({f"l{i}": np.asarray(x) for i, x in enumerate(tree)})
         for tree in (leaves, after)

@@ -1,0 +1,211 @@
+// Handlers that read, hash and write entries of many arrays.
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include "calls.h"
+#include "digest.h"
+#include "entries.h"
+#include "parallel.h"
+
+namespace cdl {
+namespace {
+
+namespace ffi = xla::ffi;
+
+using Ints = ffi::Buffer<ffi::S32>;
+using Words = ffi::Buffer<ffi::U32>;
+
+constexpr int64_t kChunk = int64_t{1} << 11;        // scattered entries of one job
+constexpr int64_t kWorthThreads = int64_t{1} << 12;  // scattered entries
+constexpr int64_t kDigestChunk = int64_t{1} << 16;   // entries in a row
+
+int Width(const ffi::AnyBuffer& buffer) {
+  return static_cast<int>(ffi::ByteWidth(buffer.element_type()));
+}
+
+// Operands: the leaves of all sections, then the positions of each, then the handler's own.
+// `leaves` says how many leaves a section has.
+class EntriesCall {
+ public:
+  EntriesCall(ffi::RemainingArgs args, ffi::Span<const int64_t> leaves)
+      : args_(args), counts_(leaves) {
+    for (const int64_t count : counts_) leaves_ += static_cast<size_t>(count);
+  }
+
+  size_t leaves() const { return leaves_; }
+  size_t sections() const { return counts_.size(); }
+  ffi::AnyBuffer leaf(size_t t) const { return Get(args_.get<ffi::AnyBuffer>(t)); }
+  ffi::AnyBuffer bits(size_t s) const {
+    return Get(args_.get<ffi::AnyBuffer>(leaves_ + sections() + s));
+  }
+  Words seeds() const { return Get(args_.get<Words>(leaves_ + 2 * sections())); }
+
+  // Calls run(section, its first leaf) for all entries, in pieces and on the pool's threads.
+  // `data(t)` is where leaf t lies, `bits(s)` where the values of a section do.
+  template <typename Data, typename Bits, typename Run>
+  void ForEach(ffi::ThreadPool& pool, Data data, Bits bits, Run run) const {
+    std::vector<Section> made;
+    std::vector<size_t> firsts;
+    std::vector<std::pair<size_t, int64_t>> pieces;
+    int64_t entries = 0;
+    for (size_t s = 0, first = 0; s < sections(); first += static_cast<size_t>(counts_[s++])) {
+      made.push_back(Make(s, first, data, bits(s)));
+      firsts.push_back(first);
+      for (int64_t at = 0; at < made[s].count; at += kChunk) pieces.emplace_back(s, at);
+      entries += made[s].count;
+    }
+    const auto piece = [&](size_t i) {
+      const auto [s, at] = pieces[i];
+      Section part = made[s];
+      part.positions += at;
+      part.bits += at * part.width;
+      part.count = std::min(kChunk, part.count - at);
+      run(part, firsts[s]);
+    };
+    const int64_t threads = Threads(pool, entries, kWorthThreads);
+    const auto count = static_cast<int64_t>(pieces.size());
+    const int64_t jobs = threads == 1 ? 1 : std::min(count, 4 * threads);
+    ParallelFor(pool, threads, jobs, [&](int64_t job) {
+      for (int64_t i = count * job / jobs; i < count * (job + 1) / jobs; ++i) {
+        piece(static_cast<size_t>(i));
+      }
+    });
+  }
+
+ private:
+  template <typename Data>
+  Section Make(size_t s, size_t first, Data data, ffi::AnyBuffer bits) const {
+    const auto positions = Get(args_.get<Ints>(leaves_ + s));
+    Section section{{}, positions.typed_data(), static_cast<int64_t>(positions.element_count()),
+                    static_cast<char*>(bits.untyped_data()), Width(bits)};
+    int64_t begin = 0;
+    for (size_t t = first; t < first + static_cast<size_t>(counts_[s]); ++t) {
+      const ffi::AnyBuffer buffer = leaf(t);
+      const auto size = static_cast<int64_t>(buffer.element_count());
+      section.leaves.push_back({data(t), begin, size, Width(buffer)});
+      if (section.leaves.back().width > section.width) {
+        throw std::invalid_argument("a section's bits are narrower than one of its leaves");
+      }
+      begin += size;
+    }
+    return section;
+  }
+
+  ffi::RemainingArgs args_;
+  ffi::Span<const int64_t> counts_;
+  size_t leaves_ = 0;
+};
+
+ffi::Error Read(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                ffi::Span<const int64_t> leaves) {
+  return Guarded([&] {
+    const EntriesCall call(args, leaves);
+    call.ForEach(
+        pool, [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); },
+        [&](size_t s) { return *Get(rets.get<ffi::AnyBuffer>(s)); },
+        [](const Section& section, size_t) { ReadEntries(section); });
+  });
+}
+
+ffi::Error Write(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                 ffi::Span<const int64_t> leaves) {
+  return Guarded([&] {
+    const EntriesCall call(args, leaves);
+    const auto data = [&](size_t t) {
+      return static_cast<char*>(Get(rets.get<ffi::AnyBuffer>(t))->untyped_data());
+    };
+    for (size_t t = 0; t < call.leaves(); ++t) {
+      const ffi::AnyBuffer old = call.leaf(t);
+      if (old.untyped_data() != data(t)) std::memcpy(data(t), old.untyped_data(), old.size_bytes());
+    }
+    call.ForEach(
+        pool, data, [&](size_t s) { return call.bits(s); },
+        [](const Section& section, size_t) { WriteEntries(section); });
+  });
+}
+
+// Four sums that several threads add to.
+class Lanes {
+ public:
+  void Add(const uint32_t* lanes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (int i = 0; i < kLanes; ++i) lanes_[i] += lanes[i];
+  }
+  void CopyTo(uint32_t* out) const { std::copy(lanes_, lanes_ + kLanes, out); }
+
+ private:
+  std::mutex mutex_;
+  uint32_t lanes_[kLanes] = {};
+};
+
+ffi::Error Change(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Words> out,
+                  ffi::Span<const int64_t> leaves) {
+  return Guarded([&] {
+    const EntriesCall call(args, leaves);
+    const uint32_t* seeds = call.seeds().typed_data();
+    Lanes sum;
+    call.ForEach(
+        pool, [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); },
+        [&](size_t s) { return call.bits(s); },
+        [&](const Section& section, size_t first) {
+          uint32_t lanes[kLanes] = {};
+          AddChange(section, seeds + kLanes * first, lanes);
+          sum.Add(lanes);
+        });
+    sum.CopyTo(out->typed_data());
+  });
+}
+
+// Operands: the seeds of all tensors, then the tensors.
+ffi::Error Full(ffi::ThreadPool pool, Words seeds, ffi::RemainingArgs args,
+                ffi::Result<Words> out) {
+  return Guarded([&] {
+    std::vector<std::pair<size_t, int64_t>> chunks;
+    int64_t entries = 0;
+    for (size_t t = 0; t < args.size(); ++t) {
+      const auto size = static_cast<int64_t>(Get(args.get<ffi::AnyBuffer>(t)).element_count());
+      for (int64_t at = 0; at < size; at += kDigestChunk) chunks.emplace_back(t, at);
+      entries += size;
+    }
+    Lanes sum;
+    const int64_t threads = Threads(pool, entries, kDigestChunk);
+    ParallelFor(pool, threads, static_cast<int64_t>(chunks.size()), [&](int64_t i) {
+      const auto [t, at] = chunks[static_cast<size_t>(i)];
+      const auto tensor = Get(args.get<ffi::AnyBuffer>(t));
+      const auto size = static_cast<int64_t>(tensor.element_count());
+      uint32_t lanes[kLanes] = {};
+      AddEntries(static_cast<const char*>(tensor.untyped_data()), Width(tensor), at,
+                 std::min(kDigestChunk, size - at), seeds.typed_data() + kLanes * t, lanes);
+      sum.Add(lanes);
+    });
+    sum.CopyTo(out->typed_data());
+  });
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ReadEntriesCall, Read,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(WriteEntriesCall, Write,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DigestChangeCall, Change,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<Words>()
+                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    FullDigestCall, Full,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Words>().RemainingArgs().Ret<Words>());
+
+}  // namespace cdl
