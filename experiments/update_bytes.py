@@ -26,6 +26,7 @@ import optax
 import tyro
 
 import cdl_jax
+from cdl_jax.core.rounding import Values
 from cdl_jax.data import ImageData, load
 from cdl_jax.models import classifier, create_model
 from experiments.cells import FORMS, MODELS, SCOPES
@@ -44,7 +45,7 @@ class Options:
     """Models."""
     densities: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     """Shares of entries sent."""
-    values: tuple[str, ...] = ("float32", *FORMS)
+    values: tuple[Values, ...] = ("float32", *FORMS)
     """Forms of values."""
     dense_steps: int = 40
     """Dense steps before the sparse ones."""

@@ -91,5 +91,5 @@ def _at(rows: Positions, turn: Any) -> Positions:
     return jax.tree.map(lambda x: x[turn], rows)
 
 
-def _rows(data: Any, index: jax.Array) -> Any:
+def _rows(data: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], data)
