@@ -103,22 +103,22 @@ def cells(dataset: str) -> list[Cell]:
     least = [sparse(DENSITIES[-1], s, quick=False, seeds=1) for s in SCOPES]
     least += [sparse(DENSITIES[-1], compressor="random_k", quick=False, seeds=1)]
     before = [sparse(d, order="before", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]]
-    random = [sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES]
+    random = [
+        sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]
+    ]
+    places = [(1e-3, SCOPES[0]), (1e-4, SCOPES[0]), (1e-4, SCOPES[1]), (1e-2, SCOPES[0]),
+              (1e-3, SCOPES[1]), (1e-2, SCOPES[1])]  # fmt: skip
     forms = [
-        sparse(d, s, v, seeds=1, quick=(d, s, v) in ((1e-4, "global", "int8"),))
-        for s, d in [("tensor", 1e-3), ("tensor", 1e-4), ("global", 1e-4), ("tensor", 1e-2),
-                     ("global", 1e-3), ("global", 1e-2)]
+        sparse(d, s, v, seeds=1, quick=(d, s, v) == (1e-4, "global", "int8"))
+        for d, s in places
         for v in FORMS
-    ]  # fmt: skip
+    ]
     first = [dense[0], full_retraining(), online(), *main, *dense[1:], *before, *random]
     if dataset == "mnist":
         rest = [everything_that_changed(), *forms[:20], *map(qsgd, BITS), *forms[20:]]
         return [*first, *least, *rest]
-    return [
-        *first,
-        *least,
-        *(f for f in forms if f.quick or f.settings["values"] in ("int8", "int4")),
-    ]
+    narrow = [f for f in forms if f.settings["values"] in ("int8", "int4")]
+    return [*first, *least, *narrow]
 
 
 def settings(dataset: str, profile: str, model: str, cell: Cell) -> dict[str, Any]:

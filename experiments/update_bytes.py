@@ -26,6 +26,7 @@ import optax
 import tyro
 
 import cdl_jax
+from cdl_jax.core.compress import Scope
 from cdl_jax.core.rounding import Values
 from cdl_jax.data import ImageData, load
 from cdl_jax.models import classifier, create_model
@@ -60,7 +61,7 @@ def main(options: Options) -> int:
     path = pathlib.Path(options.results) / FILE
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     for name in options.models:
-        wanted = [
+        wanted: list[tuple[float, Scope, Values]] = [
             (d, s, v) for d in options.densities for s in SCOPES for v in options.values
             if not any(_key(r) == (name, d, s, v) for r in rows)
         ]  # fmt: skip
