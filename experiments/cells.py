@@ -106,8 +106,8 @@ def cells(dataset: str) -> list[Cell]:
     random = [
         sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]
     ]
-    places = [(1e-3, SCOPES[0]), (1e-4, SCOPES[0]), (1e-4, SCOPES[1]), (1e-2, SCOPES[0]),
-              (1e-3, SCOPES[1]), (1e-2, SCOPES[1])]  # fmt: skip
+    places: list[tuple[float, Scope]] = [(1e-3, "tensor"), (1e-4, "tensor"), (1e-4, "global")]
+    places += [(1e-2, "tensor"), (1e-3, "global"), (1e-2, "global")]
     forms = [
         sparse(d, s, v, seeds=1, quick=(d, s, v) == (1e-4, "global", "int8"))
         for d, s in places

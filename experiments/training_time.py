@@ -12,6 +12,8 @@ tenth.
 """
 
 import dataclasses
+import json
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -51,9 +53,12 @@ class Options:
 
 
 def main(options: Options) -> int:
-    """Measures, writes training_time.json after every seed, prints it."""
+    """Measures the seeds that are missing, writes training_time.json after each, prints it."""
+    path = pathlib.Path(options.results) / "training_time.json"
     result: dict[str, Any] = {"cells": [], "retraining": []}
-    for seed in options.seeds:
+    result |= json.loads(path.read_text()) if path.exists() else {}
+    done = {row["seed"] for row in result["retraining"]}
+    for seed in (s for s in options.seeds if s not in done):
         retraining, rows = measure(seed, options.segments)
         result["retraining"].append(retraining)
         result["cells"] += rows
