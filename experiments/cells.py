@@ -106,8 +106,9 @@ def cells(dataset: str) -> list[Cell]:
     random = [
         sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]
     ]
-    places: list[tuple[float, Scope]] = [(1e-3, "tensor"), (1e-4, "tensor"), (1e-4, "global")]
-    places += [(1e-2, "tensor"), (1e-3, "global"), (1e-2, "global")]
+    tensor, over_all = SCOPES
+    places = [(1e-3, tensor), (1e-4, tensor), (1e-4, over_all), (1e-2, tensor),
+              (1e-3, over_all), (1e-2, over_all)]  # fmt: skip
     forms = [
         sparse(d, s, v, seeds=1, quick=(d, s, v) == (1e-4, "global", "int8"))
         for d, s in places

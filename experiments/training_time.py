@@ -33,11 +33,11 @@ from cdl_jax.train.initial import Trained, fit, fit_step
 from cdl_jax.train.job import deployable, untrained
 from cdl_jax.train.steps import Steps
 from cdl_jax.train.strategies import plan
-from experiments.cells import Cell, online, proactive, settings, sparse
+from experiments.cells import Cell, proactive, settings, sparse
 from experiments.runs import conditions, save
 
 SEGMENT = 10_000  # samples of the stream between two retrainings
-CELLS = (*map(proactive, (8, 16, 32, 64)), *map(sparse, (1e-2, 1e-3, 1e-4)), online())
+CELLS = (*map(proactive, (8, 16, 32, 64)), *map(sparse, (1e-2, 1e-3, 1e-4)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Stream:
         self.cell, self.config = cell, TrainConfig(**chosen, seed=seed).checked()
         self.feed = Feed(self.config, data)
         self.steps = Steps(self.config, model.loss_fn)
-        self.state = deployable(self.config, initial)
+        self.state = deployable(self.config, jax.tree.map(jnp.copy, initial))  # donated
         shape = min(self.config.batch_size, self.config.initial_samples)
         self.steps.warm_up(self.state, data.batch(np.zeros(shape, np.int64)))
         self.seconds, self.version = 0.0, 0
