@@ -107,8 +107,9 @@ def cells(dataset: str) -> list[Cell]:
         sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]
     ]
     tensor, over_all = SCOPES
-    places = [(1e-3, tensor), (1e-4, tensor), (1e-4, over_all), (1e-2, tensor),
-              (1e-3, over_all), (1e-2, over_all)]  # fmt: skip
+    places: tuple[tuple[float, Scope], ...]
+    places = ((1e-3, tensor), (1e-4, tensor), (1e-4, over_all), (1e-2, tensor),
+              (1e-3, over_all), (1e-2, over_all))  # fmt: skip
     forms = [
         sparse(d, s, v, seeds=1, quick=(d, s, v) == (1e-4, "global", "int8"))
         for d, s in places
