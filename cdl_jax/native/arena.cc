@@ -3,40 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define CDL_VECTOR_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define CDL_VECTOR_CLONES
-#endif
+#include "digest.h"
 
 namespace cdl {
 namespace {
 
-constexpr int64_t kAhead = 24;   // entries whose cache lines are on their way
-constexpr int64_t kChunk = 512;  // words at a time: their arrays stay in the first cache
-
-// Words of a block: before and after, and the start of each one's mix for a lane.
-struct Block {
-  uint32_t positions[kChunk];
-  uint32_t before[kChunk];
-  uint32_t after[kChunk];
-};
-
-inline uint32_t Mix(uint32_t start, uint32_t word) {
-  uint32_t h = (start ^ word) * 0x85EBCA6Bu;
-  h = (h ^ (h >> 13)) * 0xC2B2AE35u;
-  return h ^ (h >> 16);
-}
-
-CDL_VECTOR_CLONES uint32_t LaneSum(const Block& block, int64_t count, uint32_t seed) {
-  uint32_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t start = (block.positions[i] ^ seed) * 0x9E3779B1u;
-    start ^= start >> 15;
-    sum += Mix(start, block.after[i]) - Mix(start, block.before[i]);
-  }
-  return sum;
-}
+constexpr int64_t kAhead = 24;  // entries whose cache lines are on their way
 
 template <typename Word>
 Word Load(const char* data, int64_t at) {
@@ -53,7 +25,7 @@ void Fetch(const char* data, int64_t at, int write) {
 #endif
 }
 
-// Calls visit(first, count, start) for pieces of runs, none longer than `most`.
+// Calls visit(run, first, count) for pieces of runs, none longer than `most`.
 template <typename Visit>
 void VisitPieces(const Changes& changes, int64_t most, Visit visit) {
   int64_t first = 0;
@@ -65,24 +37,30 @@ void VisitPieces(const Changes& changes, int64_t most, Visit visit) {
   }
 }
 
+// The digest's words of some entries before and after, and their positions.
+struct Words {
+  uint32_t positions[kDigestBlock];
+  uint32_t before[kDigestBlock];
+  uint32_t after[kDigestBlock];
+};
+
+template <typename Word>
+constexpr int64_t kWords = sizeof(Word) == 8 ? 2 : 1;
+
 template <typename Word>
 void Gather(const Changes& changes, const Arena& arena, int64_t run, int64_t first, int64_t count,
-            Block& block) {
-  constexpr int64_t kWords = std::max<int64_t>(1, sizeof(Word) / 4);
+            Words& words) {
   const int64_t start = changes.starts[run];
+  const int32_t* positions = changes.positions + first;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t entry = first + i;
-    if (i + kAhead < count) {
-      Fetch<Word>(arena.data, start + changes.positions[entry + kAhead], 0);
-    }
-    const auto position = static_cast<uint32_t>(changes.positions[entry]);
-    const uint64_t before = Load<Word>(arena.data, start + changes.positions[entry]);
-    const uint64_t after = Load<Word>(changes.bits, entry);
-    for (int64_t w = 0; w < kWords; ++w) {
-      block.positions[kWords * i + w] =
-          static_cast<uint32_t>(kWords) * position + static_cast<uint32_t>(w);
-      block.before[kWords * i + w] = static_cast<uint32_t>(before >> (32 * w));
-      block.after[kWords * i + w] = static_cast<uint32_t>(after >> (32 * w));
+    if (i + kAhead < count) Fetch<Word>(arena.data, start + positions[i + kAhead], 0);
+    const uint64_t before = Load<Word>(arena.data, start + positions[i]);
+    const uint64_t after = Load<Word>(changes.bits, first + i);
+    for (int64_t w = 0; w < kWords<Word>; ++w) {
+      const int64_t at = kWords<Word> * i + w;
+      words.positions[at] = static_cast<uint32_t>(kWords<Word> * positions[i] + w);
+      words.before[at] = static_cast<uint32_t>(before >> (32 * w));
+      words.after[at] = static_cast<uint32_t>(after >> (32 * w));
     }
   }
 }
@@ -90,14 +68,15 @@ void Gather(const Changes& changes, const Arena& arena, int64_t run, int64_t fir
 template <typename Word>
 void AddChangeOf(const Changes& changes, const Arena& arena, const uint32_t* seeds,
                  uint32_t* lanes) {
-  constexpr int64_t kWords = std::max<int64_t>(1, sizeof(Word) / 4);
-  Block block;
-  VisitPieces(changes, kChunk / kWords, [&](int64_t run, int64_t first, int64_t count) {
-    Gather<Word>(changes, arena, run, first, count, block);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      lanes[lane] += LaneSum(block, kWords * count, seeds[run * kLanes + lane]);
-    }
+  Words words;
+  uint32_t gone[kLanes] = {};
+  VisitPieces(changes, kDigestBlock / kWords<Word>, [&](int64_t run, int64_t first, int64_t count) {
+    Gather<Word>(changes, arena, run, first, count, words);
+    const uint32_t* seed = seeds + run * kLanes;
+    AddMixes(words.positions, words.after, kWords<Word> * count, seed, lanes);
+    AddMixes(words.positions, words.before, kWords<Word> * count, seed, gone);
   });
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] -= gone[lane];
 }
 
 template <typename Word>

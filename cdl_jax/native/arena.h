@@ -5,8 +5,6 @@
 
 namespace cdl {
 
-constexpr int kLanes = 4;
-
 // Entries in runs, one a leaf. A run's positions count from its start in the arena.
 struct Changes {
   const int64_t* starts;     // [runs]

@@ -1,6 +1,7 @@
 #include "changes.h"
 
 #include "arena.h"
+#include "digest.h"
 
 namespace cdl {
 namespace {
