@@ -95,18 +95,18 @@ def error_feedback(
             key=jax.random.fold_in(jax.random.key(seed), state.count),
         )
         residual = dict(zip(members, kept, strict=True))
-        outgoing, values, scales = list(flat_u.leaves), [], []
+        outgoing, moved, values, scales = list(flat_u.leaves), [], [], []
         olds = sections.read(plans, flat_p.leaves, indices)
         for plan, at, old, increments in zip(plans, indices, olds, sent, strict=True):
             if compressor.values != "float32" and set(plan.dtypes) == {"float32"}:
                 out = _narrowed(plan, at, old, increments, residual, compressor.values)
             else:
                 out = _widest(plan, at, old, increments, residual)
-            _emit(plan, at, out.moved, residual, outgoing)
+            moved.append(out.moved)
             values.append(out.values)
             scales.append(out.scale)
-        for i in members:
-            outgoing[i] = checkpoint_name(outgoing[i], MARK)
+        for i, leaf in zip(members, _dense(plans, indices, moved, residual), strict=True):
+            outgoing[i] = checkpoint_name(leaf.astype(outgoing[i].dtype), MARK)
         left = [residual.get(i, r) for i, r in enumerate(flat_r.leaves)]
         new_state = ErrorFeedbackState(
             state.count + 1,
@@ -192,13 +192,15 @@ def _has_levels(compressor: compress.Compressor, plan: sections.Section) -> bool
     return compressor.values in rounding.BITS and set(plan.dtypes) == {"float32"}
 
 
-def _emit(plan, indices, increments, residual, outgoing: list[Any]) -> None:
-    """Fills in the emitted leaves."""
-    wide = next(residual[i].dtype for i in plan.places)
-    emitted = _by_leaf(plan, indices, increments, wide)
-    for i, leaf in zip(plan.places, emitted, strict=True):
-        like = outgoing[i]
-        outgoing[i] = leaf.astype(like.dtype).reshape(like.shape)
+def _dense(plans, indices, increments, residual: dict[int, jax.Array]) -> list[jax.Array]:
+    """The increments as dense leaves, in the order of the plans: zeros but at the indices."""
+    firsts = layout.ends([len(plan.places) for plan in plans]).tolist()
+    alone = [
+        _alone(plan, residual[plan.places[0]].dtype, first)
+        for plan, first in zip(plans, firsts[:-1], strict=True)
+    ]
+    zeros = [jnp.zeros_like(residual[i]) for plan in plans for i in plan.places]
+    return sections.write(alone, zeros, indices, [to_bits(x) for x in increments])
 
 
 def _widest(plan, indices, old, increments, residual) -> rounding.Rounded:
@@ -246,16 +248,11 @@ def _round(plan, indices, old, increments) -> tuple[jax.Array, jax.Array]:
     return sections.uncarry(plan, values), jnp.where(exact, increments, moved)
 
 
-def _by_leaf(plan: sections.Section, indices, increments, dtype) -> list[jax.Array]:
-    """The increments as dense leaves: zeros but at the indices."""
-    zeros = [jnp.zeros(n, dtype) for n in plan.sizes]
-    return sections.write([_alone(plan, dtype)], zeros, [indices], [to_bits(increments)])
-
-
-def _alone(plan: sections.Section, dtype: Any) -> sections.Section:
-    """The section over a list of its own leaves alone, all of one dtype."""
+def _alone(plan: sections.Section, dtype: Any, first: int = 0) -> sections.Section:
+    """The section over leaves of one dtype that are its own from `first` on in a list."""
     count = len(plan.sizes)
-    return sections.Section(tuple(range(count)), plan.sizes, plan.seeds, (dtype.name,) * count)
+    places = tuple(range(first, first + count))
+    return sections.Section(places, plan.sizes, plan.seeds, (dtype.name,) * count)
 
 
 def _zero_residual(leaf: Any) -> jax.Array:

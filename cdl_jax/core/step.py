@@ -154,7 +154,8 @@ def _take_or_keep(
     state would both be alive, and XLA would copy every one of its arrays.
     """
 
-    def take(state: TrainState) -> tuple[TrainState, SparseUpdate]:
+    @jax.jit  # traced once, for its form and for the condition
+    def take(state: TrainState, grads: Any, model_state: Any) -> tuple[TrainState, SparseUpdate]:
         updates, opt_state = tx.update(grads, state.opt_state, _trainable(state.params))
         proposal = ship.Proposal(updates, state.opt_state, opt_state, model_state)
         tree, change = ship.ship(
@@ -168,12 +169,12 @@ def _take_or_keep(
         )
         return moved, change
 
-    like = jax.eval_shape(take, state)[1]
+    like = jax.eval_shape(take, state, grads, model_state)[1]
 
-    def keep(state: TrainState) -> tuple[TrainState, SparseUpdate]:
+    def keep(state: TrainState, *_: Any) -> tuple[TrainState, SparseUpdate]:
         return state, ship.nothing(like, state.digest, state.version)
 
-    return jax.lax.cond(accept, take, keep, state)
+    return jax.lax.cond(accept, take, keep, state, grads, model_state)
 
 
 def make_step(
