@@ -1,11 +1,14 @@
 """Kills a trainer with SIGKILL again and again; what it leaves must be as if it never was killed.
 
 Each of the runs is killed at a seeded random instant, some twice, some while a checkpoint is
-being written, and started again until it ends. Parameters, residual, optimizer state, model
+being written, some between the log's append of a version and its checkpoint, and started again
+until it ends. Parameters, residual, optimizer state, model
 state, sampler, metrics (but for clock values) and every object of the log must then have the
 bytes of the one run that nobody killed. Expected: all equal.
 
     python -m experiments.resume_faults            200 runs, about 30 minutes on 2 CPU cores
+    python -m experiments.resume_faults --minutes 4           as many as that takes, and again
+                                                              from where the results end
 
 Every life of a run is a process of its own, forked from one that has imported everything and
 has not touched a device, which saves the seconds that imports take.
@@ -21,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,8 +36,13 @@ from cdl_jax.train.checkpoint import Checkpoints
 from experiments.runs import conditions, save
 
 CLOCKS = ("full_at", "made_at", "acknowledged_at")
-KINDS = ("once", "twice", "while a checkpoint is written")
-VERSIONS = 30
+KINDS = ("once", "twice", "while a checkpoint is written", "before a checkpoint")
+VERSIONS, CHECKPOINT_EVERY = 30, 4
+COUNTS = (
+    "runs", "equal", "kills", "kills_while_a_checkpoint_was_written",
+    "kills_between_append_and_checkpoint", "kills_with_a_checkpoint_older_than_the_log",
+    "versions_found_in_the_log_again",
+)  # fmt: skip
 POLICIES = ("uniform", "inverse_use", "reservoir", "balanced")
 
 
@@ -43,9 +51,9 @@ class Options:
     """Settings of the campaign."""
 
     runs: int = 200
-    """Runs that are killed."""
+    """Runs that are killed, those of the results that are there included."""
     minutes: float = 600.0
-    """Begin no run after so many; the result says how many there were."""
+    """Begin no run after so many; the next start goes on from there."""
     results: str = "experiments/results"
     """Folder of the results; empty writes none."""
     seed: int = 0
@@ -54,12 +62,18 @@ class Options:
 
 def main(options: Options) -> int:
     """Runs the campaign, writes resume_faults.json; status 1 where a byte differs."""
-    with tempfile.TemporaryDirectory(prefix="cdl_jax-faults-") as folder:
-        result = campaign(options.runs, options.seed, pathlib.Path(folder), options.minutes)
     command = f"python -m experiments.resume_faults --runs {options.runs} --seed {options.seed}"
-    command += f" --minutes {options.minutes:g}"
+    about = in_a_child(conditions, command) | {"kinds": list(KINDS), "policies": list(POLICIES)}
+    path = pathlib.Path(options.results, "resume_faults.json")
+    before = json.loads(path.read_text()) if options.results and path.exists() else {}
+    if any(before.get(name) != fact for name, fact in about.items()):
+        before = {}
+    with tempfile.TemporaryDirectory(prefix="cdl_jax-faults-") as folder:
+        result = campaign(
+            options.runs, options.seed, pathlib.Path(folder), options.minutes, before=before
+        )
     if options.results:
-        save(options.results, "resume_faults.json", in_a_child(conditions, command) | result)
+        save(options.results, path.name, about | result)
     return 0 if result["equal"] == result["runs"] else 1
 
 
@@ -69,8 +83,14 @@ def campaign(
     folder: pathlib.Path,
     minutes: float = 600.0,
     policies: Sequence[str] = POLICIES,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`runs` killed runs against the never killed one of the same settings, under `folder`."""
+    """`runs` killed runs against the never killed one of the same settings, under `folder`.
+
+    What an earlier campaign found, `before`, counts too.
+    """
+    counts = collections.Counter({name: (before or {}).get(name, 0) for name in COUNTS})
+    different = list((before or {}).get("different", []))
     shared = bool(jax.config.values["jax_compilation_cache_dir"])
     if not shared:
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
@@ -88,9 +108,7 @@ def campaign(
                 raise SystemExit("the run that nobody kills failed")
             seconds[policy] = time.monotonic() - started
         expected[policy] = remains(place)
-    counts: collections.Counter[str] = collections.Counter()
-    different = []
-    for number in range(runs):
+    for number in range(counts["runs"], runs):
         if time.monotonic() - begun > 60 * minutes:
             break
         policy, place = policies[number % len(policies)], folder / "killed"
@@ -98,18 +116,13 @@ def campaign(
         rng = np.random.default_rng([seed, number])
         killed, wrong = one(folder / policy, place, policy, kind, rng, seconds[policy])
         wrong += compare(expected[policy], remains(place))
-        counts.update({"kills": killed["kills"], "kills in a checkpoint": killed["in_save"]})
-        counts["versions replayed"] += killed["replayed"]
+        counts.update(killed)
         counts["equal"] += not wrong
         counts["runs"] += 1
         different += [{"run": number, "kind": kind, "policy": policy, "wrong": wrong}] * bool(wrong)
         print(f"{number + 1}/{runs} {kind}: {killed} {wrong[:3] or 'equal'}", file=sys.stderr)
         shutil.rmtree(place)
-    return {
-        "runs": counts["runs"], "equal": counts["equal"], "kills": counts["kills"],
-        "kills_while_a_checkpoint_was_written": counts["kills in a checkpoint"],
-        "versions_found_in_the_log_again": counts["versions replayed"], "different": different,
-    }  # fmt: skip
+    return {name: counts[name] for name in COUNTS} | {"different": different}
 
 
 def one(
@@ -124,13 +137,16 @@ def one(
     (place / "log").mkdir(parents=True)
     # Updates name their log's lineage, which is random: the same one makes them comparable.
     shutil.copy(reference / "log" / "log.json", place / "log")
-    happened = {"kills": 0, "in_save": 0, "replayed": 0}
+    happened: dict[str, int] = dict.fromkeys(COUNTS[2:], 0)
     for _ in range(2 if kind == "twice" else 1):
         ended = live(config(place, policy), instant=Instant.draw(rng, kind, seconds))
+        head, kept = newest(updates(config(place, policy))), max(0, newest(checkpoints(place)))
         happened["kills"] += ended < 0
-        happened["in_save"] += ended == -2
-    head, kept = newest(updates(config(place, policy))), newest(checkpoints(place))
-    happened["replayed"] = max(0, head - max(0, kept))
+        happened["kills_while_a_checkpoint_was_written"] += ended == -2
+        due = head % CHECKPOINT_EVERY == 0
+        happened["kills_between_append_and_checkpoint"] += ended < 0 and due and 0 <= kept < head
+        happened["kills_with_a_checkpoint_older_than_the_log"] += ended < 0 and head > kept
+        happened["versions_found_in_the_log_again"] += max(0, head - kept)
     status = live(config(place, policy))
     error = place / "run" / "error.txt"
     return happened, [] if status == 0 else [f"status {status}: {error.read_text()}"]
@@ -140,7 +156,8 @@ def config(place: pathlib.Path, policy: str) -> TrainConfig:
     """A short run on the digits, with a checkpoint every few versions."""
     return TrainConfig(
         initial_samples=128, epochs=1, limit=8 * VERSIONS, trigger=8, batch_size=32, density=0.01,
-        snapshot_every=10, digest_every=0, checkpoint_every=4, history=policy,  # type: ignore
+        snapshot_every=10, digest_every=0,
+        checkpoint_every=CHECKPOINT_EVERY, history=policy,  # type: ignore
         history_size=64, pace=200.0, log=str(place / "log"), run=str(place / "run"),
     ).checked()  # fmt: skip
 
@@ -156,6 +173,9 @@ class Instant:
     @classmethod
     def draw(cls, rng: Any, kind: str, seconds: float) -> "Instant":
         """One kill in ten falls anywhere in the start, the others in the stream."""
+        if kind == KINDS[3]:
+            version = CHECKPOINT_EVERY * int(rng.integers(1, VERSIONS // CHECKPOINT_EVERY + 1))
+            return cls(version, rng.uniform(0, 0.005), False)
         version = int(rng.integers(-3, VERSIONS))
         wait = rng.uniform(0, seconds / 2 if version < 0 else 0.1)
         return cls(version, wait, kind == KINDS[2])

@@ -37,10 +37,16 @@ def built_in(manifest: Manifest) -> Predictor:
 
         from cdl_jax.data import DATASETS
         from cdl_jax.models import MODELS, classifier, create_model
+        from cdl_jax.models.own import on_inputs
     except ImportError as error:
         raise ConfigError(
             f"this model needs more: pip install 'cdl_jax[train]' ({error})"
         ) from error
+    inputs = manifest.config.get("inputs", {})
+    if name in MODELS and "field" in inputs:
+        dtype, shape = inputs["fields"][inputs["field"]]
+        predict_fn = jax.jit(on_inputs(name, inputs).predict_fn)
+        return Predictor(predict_fn, tuple(shape), np.dtype(dtype))
     if name not in MODELS or dataset not in DATASETS:
         raise ConfigError(
             "the log's first record names no model of this package; give "

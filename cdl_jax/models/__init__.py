@@ -8,6 +8,7 @@ from cdl_jax.models.classifier import Classifier, classifier
 from cdl_jax.models.conv import Conv, ConvSpec, conv2d
 from cdl_jax.models.densenet import DenseNet161
 from cdl_jax.models.lenet5 import LeNet5
+from cdl_jax.models.mlp import MLP
 from cdl_jax.models.mobilenet_v2 import MobileNetV2
 from cdl_jax.models.norm import BatchNorm
 from cdl_jax.models.resnet import ResNet, resnet18, resnet50
@@ -18,6 +19,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "mobilenet_v2": MobileNetV2,
     "densenet161": DenseNet161,
+    "mlp": MLP,
 }
 
 
@@ -25,7 +27,7 @@ def create_model(name: str, num_classes: int = 10, formulation: str = "auto") ->
     """The Linen module of that name.
 
     Args:
-      name: lenet5, resnet18, resnet50, mobilenet_v2 or densenet161.
+      name: lenet5, resnet18, resnet50, mobilenet_v2, densenet161 or mlp.
       num_classes: number of logits.
       formulation: how convolutions are computed, see `Conv`. `"auto"` is fastest on a CPU,
         except inside `lax.scan`, where `"scan"` is.
@@ -39,6 +41,7 @@ def create_model(name: str, num_classes: int = 10, formulation: str = "auto") ->
 
 
 __all__ = [
+    "MLP",
     "MODELS",
     "BatchNorm",
     "Classifier",

@@ -35,13 +35,16 @@ class Classifier(NamedTuple):
     predict_fn: PredictFn
 
 
-def classifier(module: nn.Module, normalize: tuple[Any, Any] | None = None) -> Classifier:
+def classifier(
+    module: nn.Module, normalize: tuple[Any, Any] | None = None, field: str = "image"
+) -> Classifier:
     """Makes `init_fn`, `loss_fn` and `predict_fn` of an image classifier.
 
     Args:
       module: maps float32 images [B, H, W, C] to logits [B, classes]; called with `train`.
       normalize: mean and standard deviation, numbers or one per channel, in units of [0, 1].
         uint8 images become (image / 255 - mean) / std; float images are taken as they are.
+      field: of a batch that the module takes.
 
     Returns:
       `init_fn(key, sample_input) -> (params, model_state)`; `loss_fn(params, model_state,
@@ -64,7 +67,7 @@ def classifier(module: nn.Module, normalize: tuple[Any, Any] | None = None) -> C
         variables = {"params": params, "batch_stats": model_state}
         logits, updates = module.apply(
             variables,
-            prepare(batch["image"]),
+            prepare(batch[field]),
             train=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],

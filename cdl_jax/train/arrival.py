@@ -1,8 +1,10 @@
 """How a stream arrives: trigger by trigger, paced or as fast as it is taken."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+from cdl_jax.data.live import LiveData
 
 
 class Trigger(NamedTuple):
@@ -91,3 +93,53 @@ class Arrivals:
         if self._pace is None:
             return 0.0
         return self._begun + (stop - self._offset) / self._pace - time.monotonic()
+
+
+class LiveArrivals:
+    """Triggers over a live stream's samples from `start` on; arguments as of `Arrivals`.
+
+    Args:
+      data: the stream.
+      stop: gives where the run ends, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        data: LiveData,
+        trigger: int,
+        stop: Callable[[], int],
+        *,
+        seconds: float | None = None,
+        recorded: Sequence[int] = (),
+    ):
+        self._data, self._trigger, self._stop, self._seconds = data, trigger, stop, seconds
+        self._recorded = [end for end in recorded if start < end][::-1]
+        self._next, self._fired = start, time.monotonic()
+
+    def __iter__(self) -> Iterator[Trigger]:
+        while True:
+            start, self._next = self._next, self._due()
+            if self._next <= start:
+                return
+            yield Trigger(start, self._next, time.time())
+
+    def next_is_here(self) -> bool:
+        """Whether the next trigger is full already, so that there is no time to lose."""
+        full = min(self._next + self._trigger, self._stop())
+        return bool(self._recorded) or self._next < full <= len(self._data)
+
+    def _due(self) -> int:
+        if self._recorded:
+            end = self._recorded.pop()
+            self._data.wait(end)
+            return end
+        full = min(self._next + self._trigger, self._stop())
+        wait = None
+        if self._seconds is not None:
+            wait = max(0.0, self._fired + self._seconds - time.monotonic())
+        here = self._data.wait(full, wait)
+        if here <= self._next:
+            here = self._data.wait(min(self._next + 1, full))
+        self._fired = time.monotonic()
+        return min(here, full)

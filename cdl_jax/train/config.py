@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from cdl_jax.data import DATASETS, POLICIES, SCENARIOS
+from cdl_jax.data.sources import Kind
 from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import ConfigError
@@ -13,6 +14,7 @@ from cdl_jax.train.tracking import TRACKERS
 
 Policy = Literal["uniform", "window", "exponential", "inverse_use", "balanced", "reservoir"]
 Strategy = Literal["sparse", "proactive", "online", "full", "frozen"]
+OWN = ("numpy", "parquet", "hf", "redis", "rediss", "iterator")  # data sets of one's own
 REACTIONS = ("share", "density", "window", "reset")
 
 # The bits do not depend on these.
@@ -21,6 +23,7 @@ _FREE = (
     "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
     "track", "initial", "init_weights", "devices", "coordinator", "processes", "process_id",
+    "stall_seconds", "on_stall",
 )  # fmt: skip
 
 _COUNTS = (
@@ -35,14 +38,17 @@ class TrainConfig:
     """Settings of `cdl-jax train`. The defaults are the paper's, but for sparse updates."""
 
     dataset: str = "digits"
-    """digits (embedded), mnist, fashion_mnist or cifar10 (from --data-dir)."""
+    """digits (embedded), mnist, fashion_mnist or cifar10 (from --data-dir); of your own:
+    numpy:FILE.npz or FOLDER of .npy, parquet:FILE or FOLDER, hf:FOLDER (of save_to_disk),
+    redis://HOST:PORT/STREAM, or iterator:MODULE:FUNCTION. Fields by name, the class in label."""
     data_dir: str | None = None
     """Folder of tensorflow_datasets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     scenario: str = "none"
     """How the stream drifts, for experiments: none, class_incremental, rotation,
     label_permutation or noise."""
     model: str = "lenet5"
-    """lenet5, resnet18, resnet50, mobilenet_v2 or densenet161."""
+    """lenet5, resnet18, resnet50, mobilenet_v2, densenet161 or mlp, or MODULE:FACTORY, called
+    with the data, which gives init_fn, loss_fn and predict_fn as cdl_jax.models.classifier."""
     init_weights: str | None = None
     """safetensors file of a torchvision state_dict from which the initial training starts (or,
     with --epochs 0, the stream). A head of other classes starts anew. None: random weights."""
@@ -84,6 +90,12 @@ class TrainConfig:
     """Samples of the window, of the exponential's half-life, or in the reservoir."""
     new_share: float = 0.0
     """Least share of a batch that are the most recent samples; 0: the new ones alone."""
+    classes: int = 0
+    """Of the labels of a live stream. 0: as many as the initial training saw."""
+    stall_seconds: float | None = None
+    """Without a sample, after which a live stream counts as stalled. None: it is waited for."""
+    on_stall: Literal["error", "end"] = "error"
+    """What a stalled stream is: an error, or at its end."""
     label_delay: int = 0
     """Samples that arrive between a sample and its label: it is scored by the model that met it,
     and trained on, once the label is here."""
@@ -168,10 +180,10 @@ class TrainConfig:
         Raises:
           ConfigError: for a value that cannot be.
         """
-        _one_of("dataset", self.dataset, DATASETS)
+        kind = self._kind()
         _one_of("scenario", self.scenario, ("none", *SCENARIOS))
-        _one_of("model", self.model, MODELS)
-        kind = DATASETS[self.dataset]
+        if ":" not in self.model:
+            _one_of("model", self.model, MODELS)
         initial = kind.initial_samples if self.initial_samples == -1 else self.initial_samples
         triggers = {"online": 128, "frozen": 128, "full": initial}
         defaults = {
@@ -183,6 +195,19 @@ class TrainConfig:
         filled = dataclasses.replace(self, **missing)
         filled._check()
         return filled
+
+    def _kind(self) -> Kind:
+        """What is known of the data set; of one's own, the run that suits it."""
+        if self.dataset.partition(":")[0] not in OWN:
+            known = (*DATASETS, *(f"{kind}:..." for kind in OWN))
+            _one_of("dataset", self.dataset, dict.fromkeys(known, 0))
+            return DATASETS[self.dataset]
+        if self.initial_samples == -1:
+            raise ConfigError(
+                f"{self.dataset} needs --initial-samples: how many of its first samples the "
+                "initial training takes"
+            )
+        return Kind("own", (), (), self.initial_samples, 10)
 
     def bits_depend_on(self) -> dict[str, Any]:
         """The settings that the bits of the log depend on: all but places, pace and length.
@@ -233,6 +258,7 @@ class TrainConfig:
         if self.snapshot_bytes is not None:
             _at_least("snapshot_bytes", self.snapshot_bytes, 1)
         self._check_processes()
+        self._check_live()
         self.retention()  # it checks its own values, and so does the other
         self.failure_policy()
         for name in ("density", "drift_density", "drift_share"):
@@ -277,6 +303,22 @@ class TrainConfig:
                 "samples would not fit; lower the one or raise the other"
             )
 
+    def _check_live(self) -> None:
+        if self.stall_seconds is not None and not self.stall_seconds > 0:
+            raise ConfigError(f"stall_seconds is {self.stall_seconds}; give seconds, above 0")
+        if self.dataset.partition(":")[0] not in ("redis", "rediss", "iterator"):
+            return
+        for name in ("label_delay", "pace"):
+            if getattr(self, name):
+                raise ConfigError(f"{name} is for data sets; a live stream brings its own")
+        if self.processes > 1 or self.scenario != "none":
+            raise ConfigError("a live stream is for a run of one process, without a scenario")
+        if self.log is not None and self.run is None:
+            raise ConfigError(
+                "a live stream needs --run beside --log: only samples that are kept let a "
+                "stopped run make its log's bytes again"
+            )
+
     def _check_processes(self) -> None:
         if not 0 <= self.process_id < self.processes:
             raise ConfigError(
@@ -300,6 +342,7 @@ class TrainConfig:
             "trigger_seconds": self.trigger_seconds is not None,
             "devices": self.devices != 1,
             "processes": self.processes != 1,
+            "dataset": self.dataset.partition(":")[0] in ("redis", "rediss", "iterator"),
         }
         wrong = [f"{name} {getattr(self, name)!r}" for name, odd in beside.items() if odd]
         if wrong:

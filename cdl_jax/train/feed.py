@@ -4,10 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data import History, ImageData, WindowHistory, history
+from cdl_jax.data import History, WindowHistory, history
 from cdl_jax.data.history import State
+from cdl_jax.data.live import LiveData
+from cdl_jax.data.samples import Samples
 from cdl_jax.train.arrival import Trigger
 from cdl_jax.train.config import TrainConfig
+
+_ROWS = "row of "
 
 
 class Feed:
@@ -17,7 +21,7 @@ class Feed:
     the history is, and for the online strategy, whose batch is what arrived.
     """
 
-    def __init__(self, config: TrainConfig, data: ImageData):
+    def __init__(self, config: TrainConfig, data: Samples):
         self._config, self._data = config, data
         self._sampler = history(config.history, seed=config.seed, size=config.history_size)
         self._sampler.join(data.labels[: config.initial_samples])
@@ -54,12 +58,36 @@ class Feed:
         return np.minimum(np.arange(start, max(stop, start + size)), stop - 1)
 
     def state(self) -> State:
-        """The sampler's."""
-        return self._sampler.state()
+        """The sampler's, and what it keeps of a live stream."""
+        state = self._sampler.state()
+        if isinstance(self._data, LiveData) and "kept" in state:
+            rows = self._data.spool.batch(state["kept"])
+            state |= {_ROWS + name: x for name, x in rows.items()}
+        return state
 
     def restore(self, state: State) -> None:
         """Goes on from `state`."""
         self._sampler.restore(state)
+        if isinstance(self._data, LiveData) and "kept" in state:
+            spool = self._data.spool
+            # A checkpoint holds the bits of floats.
+            rows = {n: state[_ROWS + n].view(dtype) for n, (dtype, _) in spool.fields.items()}
+            spool.restore(state["kept"], rows)
+
+    def oldest(self, position: int) -> int:
+        """No step behind this position needs older samples, but those that a reservoir keeps."""
+        config, reach = self._config, self._config.batch_size
+        if "window" in config.reactions():
+            reach = max(reach, config.drift_window)
+        if config.strategy == "full" or config.history in ("uniform", "inverse_use", "balanced"):
+            return 0
+        past = {"window": config.history_size, "exponential": 40 * config.history_size}
+        return max(0, position - max(reach, past.get(config.history, 0)))
+
+    def forget(self, before: int) -> None:
+        """Lets samples of a live stream go."""
+        if isinstance(self._data, LiveData):
+            self._data.spool.forget(before, self._sampler.state().get("kept", ()))
 
     def _chosen(self, trigger: Trigger, version: int, share: float, sampler: History) -> np.ndarray:
         config, labels = self._config, self._data.labels[trigger.start : trigger.stop]
@@ -77,7 +105,7 @@ class Feed:
         return np.concatenate([old, np.arange(first, trigger.stop)])
 
 
-def shapes(config: TrainConfig, data: ImageData) -> Any:
+def shapes(config: TrainConfig, data: Samples) -> Any:
     """A batch of the size that most steps see, for its shapes alone."""
     if config.strategy in ("online", "frozen"):
         return data.batch(np.zeros(config.trigger, np.int64))

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-_AHEAD = 500  # samples scored at a time
-
 
 class FrozenModel:
     """Says which samples of the stream the initial model gets right, some way ahead of it.
@@ -15,7 +13,8 @@ class FrozenModel:
       tree: deployed at version 0; never donated, so the caller's own copy.
       score: `(tree, batch) -> (bool[samples], ...)`.
       read: `(start, stop) -> batch` of the stream's samples.
-      stop: end of the stream.
+      stop: gives the end of what is there.
+      ahead: samples scored at a time.
     """
 
     def __init__(
@@ -23,9 +22,11 @@ class FrozenModel:
         tree: Any,
         score: Callable[[Any, Any], Any],
         read: Callable[[int, int], Any],
-        stop: int,
+        stop: Callable[[], int],
+        ahead: int = 500,
     ):
-        self._tree, self._score, self._read, self._stop = tree, score, read, stop
+        self._tree, self._score, self._read = tree, score, read
+        self._stop, self._ahead = stop, ahead
         self._first, self._marks = 0, np.zeros(0, bool)
 
     def right(self, start: int, stop: int) -> list[int]:
@@ -47,6 +48,6 @@ class FrozenModel:
         if start >= end:
             self._first, self._marks, end = start, self._marks[:0], start
         kept = self._marks[start - self._first :]
-        until = min(end + _AHEAD, self._stop)
+        until = min(end + self._ahead, self._stop())
         right = np.asarray(self._score(self._tree, self._read(end, until))[0])
         self._first, self._marks = start, np.concatenate([kept, right])

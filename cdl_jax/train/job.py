@@ -9,21 +9,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tomli_w
 
 from cdl_jax.core.step import TrainState, deployed, init_state
-from cdl_jax.data import ImageData, load, scenario
 from cdl_jax.data.cache import cache_folder
+from cdl_jax.data.live import LiveData, Source
+from cdl_jax.data.samples import Samples, inputs_of
 from cdl_jax.deploy import Publisher, UpdateLog, open_log
 from cdl_jax.deploy.log import Ownership
-from cdl_jax.errors import ConfigError
-from cdl_jax.models import Classifier, classifier, create_model
+from cdl_jax.models import Classifier
 from cdl_jax.models.torchvision import load_torchvision
 from cdl_jax.native import available
 from cdl_jax.train.checkpoint import Saved
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.initial import Trained, fit, fit_step, shared
+from cdl_jax.train.inputs import described, model_for, open_data
 from cdl_jax.train.loop import ContinuousTrainer
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer, check_log, check_same, start_from
@@ -34,8 +36,12 @@ from cdl_jax.wire import signing
 _OWN = dict.fromkeys(("data_dir", "log", "run", "process_id", "devices", "track", "sign_key"))
 
 
-def run(config: TrainConfig) -> Summary:
+def run(config: TrainConfig, source: Source | None = None) -> Summary:
     """Trains an initial model, then learns from the stream and publishes every version.
+
+    Args:
+      config: checked settings.
+      source: the live stream, where `dataset` is "iterator"; see `cdl_jax.data.live`.
 
     Raises:
       CdlError: in one sentence, what cannot be and how to mend it. Nothing is lost: every
@@ -46,17 +52,18 @@ def run(config: TrainConfig) -> Summary:
     if not cluster.leads:
         config = dataclasses.replace(config, log=None, run=None, sign_key=None)
     key = None if config.sign_key is None else signing().read_signing_key(config.sign_key)
-    data = load(config.dataset, data_dir=config.data_dir)
-    _check_stream(config, data)
-    data = scenario(config.scenario, data, start=config.initial_samples, seed=config.seed)
     if jax.default_backend() == "cpu" and not available():
         print("cdl-jax: no fused CPU kernels here (no C++ compiler at install): XLA's are slower",
               file=sys.stderr)  # fmt: skip
-    cluster.check_same({**vars(config), **_OWN, **program(cluster)} | {"data": len(data)})
-    if config.log is None:
-        return _trained(config, data, cluster)
-    log = open_log(config.log, create=True)
-    with log.claim() as owner:
+    with contextlib.ExitStack() as stack:
+        data = open_data(config, source)
+        if isinstance(data, LiveData):
+            stack.callback(data.close)
+        cluster.check_same({**vars(config), **_OWN, **program(cluster)} | {"data": len(data)})
+        if config.log is None:
+            return _trained(config, data, cluster)
+        log = open_log(config.log, create=True)
+        owner = stack.enter_context(log.claim())
         return _trained(config, data, cluster, log, owner, key)
 
 
@@ -82,7 +89,7 @@ def _keep_programs() -> None:
 
 def _trained(
     config: TrainConfig,
-    data: ImageData,
+    data: Samples,
     cluster: Cluster,
     log: UpdateLog | None = None,
     owner: Ownership | None = None,
@@ -90,16 +97,16 @@ def _trained(
 ) -> Summary:
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(contextlib.closing(Records(config.run)))
-        writer = None
+        writer, settings = None, described(config, data)
         if records.folder is not None:
             facts = {
                 "program": program(cluster),
-                "config": config.bits_depend_on(),
+                "config": settings,
                 "lineage": None,
             }
             writer = Writer(records.folder, keep=config.keep_checkpoints, facts=facts)
             stack.enter_context(contextlib.closing(writer))
-        model = classifier(create_model(config.model, data.classes), (data.mean, data.std))
+        model = model_for(config, data)
         start = _start(config, data, model, records, writer, log, cluster)
         records.about({"seed": config.seed, "program": program(cluster)})
         records.track(config.trackers(), vars(config))
@@ -108,7 +115,7 @@ def _trained(
             cluster,
         )  # fmt: skip
         if log is not None and owner is not None:
-            trainer.publisher = _publisher(config, log, owner, trainer, key, cluster)
+            trainer.publisher = _publisher(config, settings, log, owner, trainer, key, cluster)
             if start.progress is not None:
                 trainer.publisher.bytes_since = start.progress["bytes_since"]
         if writer is not None and trainer.publisher is not None:
@@ -126,7 +133,7 @@ def _trained(
 
 def _start(
     config: TrainConfig,
-    data: ImageData,
+    data: Samples,
     model: Classifier,
     records: Records,
     writer: Writer | None,
@@ -160,6 +167,7 @@ def _start(
 
 def _publisher(
     config: TrainConfig,
+    settings: dict[str, Any],
     log: UpdateLog,
     owner: Ownership,
     trainer: ContinuousTrainer,
@@ -172,7 +180,7 @@ def _publisher(
         deployed(trainer.state),
         version=int(trainer.state.version),
         program=program(cluster),
-        config=config.bits_depend_on(),
+        config=settings,
         example=trainer.example(),
         snapshot_every=config.snapshot_every,
         snapshot_bytes=config.snapshot_bytes,
@@ -189,7 +197,7 @@ def config_toml(config: TrainConfig) -> str:
 
 _BEGINNING = (
     "dataset", "scenario", "model", "seed", "initial_samples", "epochs", "batch_size",
-    "learning_rate", "init_weights",
+    "learning_rate", "init_weights", "inputs",
 )  # fmt: skip
 
 
@@ -201,16 +209,16 @@ def _led(cluster: Cluster, saved: Saved | None) -> Saved | None:
 
 
 def _initial_state(
-    config: TrainConfig, data: ImageData, model: Classifier, cluster: Cluster
+    config: TrainConfig, data: Samples, model: Classifier, cluster: Cluster
 ) -> TrainState:
-    facts = {name: x for name, x in config.bits_depend_on().items() if name in _BEGINNING}
+    facts = {name: x for name, x in described(config, data).items() if name in _BEGINNING}
     facts["program"] = program(cluster)
     like = jax.eval_shape(lambda: untrained(config, data, model))
     trained = shared(config.initial, facts, like, lambda: _fitted(config, data, model, cluster))
     return deployable(config, trained)
 
 
-def _fitted(config: TrainConfig, data: ImageData, model: Classifier, cluster: Cluster) -> Trained:
+def _fitted(config: TrainConfig, data: Samples, model: Classifier, cluster: Cluster) -> Trained:
     start, step = (
         _beginning(config, data, model),
         fit_step(model.loss_fn, plan(config).optimizer, cluster.replicated),
@@ -224,7 +232,7 @@ def _fitted(config: TrainConfig, data: ImageData, model: Classifier, cluster: Cl
     return cluster.local(trained)
 
 
-def _beginning(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+def _beginning(config: TrainConfig, data: Samples, model: Classifier) -> Trained:
     """Where training from scratch starts: at random weights, or at those of a file."""
     start = untrained(config, data, model)
     if config.init_weights is None:
@@ -234,9 +242,10 @@ def _beginning(config: TrainConfig, data: ImageData, model: Classifier) -> Train
     return Trained(params, model_state, plan(config).optimizer.init(params))
 
 
-def untrained(config: TrainConfig, data: ImageData, model: Classifier) -> Trained:
+def untrained(config: TrainConfig, data: Samples, model: Classifier) -> Trained:
     """Random weights by the seed, and the optimizer's first state."""
-    params, model_state = model.init_fn(jax.random.key(config.seed), jnp.asarray(data.images[:1]))
+    one = jax.tree.map(jnp.asarray, inputs_of(data.batch(np.zeros(1, np.int64))))
+    params, model_state = model.init_fn(jax.random.key(config.seed), one)
     return Trained(params, model_state, plan(config).optimizer.init(params))
 
 
@@ -247,11 +256,3 @@ def deployable(config: TrainConfig, trained: Trained) -> TrainState:
     # The optimizer's state carries over (Prapas et al. 2021, section 5); the residual begins at 0.
     opt_state = chosen.with_optimizer(state.opt_state, trained.opt_state)
     return state._replace(opt_state=opt_state)
-
-
-def _check_stream(config: TrainConfig, data: ImageData) -> None:
-    if config.initial_samples >= len(data):
-        raise ConfigError(
-            f"initial_samples is {config.initial_samples}, but {data.name} has {len(data)}: "
-            "nothing is left for the stream; give fewer"
-        )

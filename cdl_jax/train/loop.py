@@ -1,5 +1,6 @@
 """The continuous loop: score, step, publish, record, trigger by trigger."""
 
+import collections
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +12,13 @@ from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.step import StepInfo, deployed
 from cdl_jax.core.update import tree_digest
-from cdl_jax.data import ImageData
+from cdl_jax.data.live import END, LiveData
+from cdl_jax.data.samples import Samples
 from cdl_jax.deploy import Publisher
 from cdl_jax.errors import TrainingError
 from cdl_jax.interrupts import Interrupts
 from cdl_jax.models import Classifier
-from cdl_jax.train.arrival import Arrivals, Trigger
+from cdl_jax.train.arrival import Arrivals, LiveArrivals, Trigger
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
@@ -29,6 +31,8 @@ from cdl_jax.train.resume import Start, Writer
 from cdl_jax.train.scanned import Positions, Scan
 from cdl_jax.train.scoring import Scores, scorer
 from cdl_jax.train.steps import stepper
+
+_FROZEN_AHEAD = 500  # samples that the initial model scores at a time
 
 
 class _Pending(NamedTuple):
@@ -49,7 +53,7 @@ class ContinuousTrainer:
     def __init__(
         self,
         config: TrainConfig,
-        data: ImageData,
+        data: Samples,
         model: Classifier,
         start: Start,
         untrained: Callable[[], Trained],
@@ -66,14 +70,18 @@ class ContinuousTrainer:
         self._feed = Feed(config, data)
         self._steps = stepper(config, model.loss_fn, untrained, self._cluster.replicated)
         self._score = scorer(model, self._cluster.replicated)
-        arrays = {"image": data.images, "label": data.labels}
-        self._scan = Scan(config, arrays, model) if config.scan > 1 else None
+        self._scan = None
+        if config.scan > 1:
+            self._scan = Scan(config, data.batch(np.arange(len(data))), model)
         self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
         self._awaited, self._watch, self._in_a_row = Awaited(), Watch(config), 0
         self._version = int(start.state.version)
-        self._stop = min(len(data), config.initial_samples + (config.limit or len(data)))
+        self._data = data
+        self._kept_from = collections.deque[int](maxlen=config.keep_checkpoints + 1)
         self._position = config.initial_samples
-        self._frozen = FrozenModel(start.initial, scorer(model), self._feed.read, self._stop)
+        ahead = self._arriving_most if self._live else _FROZEN_AHEAD
+        score = scorer(model)
+        self._frozen = FrozenModel(start.initial, score, self._feed.read, self._here, ahead)
         self.summary.dense_bytes = sum(x.nbytes for x in jax.tree.leaves(start.initial))
         if start.progress is not None:
             self._restore(start)
@@ -89,14 +97,27 @@ class ContinuousTrainer:
         return config.trigger if config.trigger_seconds is None else config.batch_size
 
     @property
-    def left(self) -> int:
-        """Samples that the stream will still bring."""
-        return self._stop - self._position
+    def left(self) -> int | None:
+        """Samples that the stream will still bring; None where nobody knows."""
+        return None if self._stop >= END else self._stop - self._position
+
+    @property
+    def _live(self) -> bool:
+        return isinstance(self._data, LiveData)
+
+    @property
+    def _stop(self) -> int:
+        """Where the run ends; `END` or more while a live stream goes on."""
+        whole = self._data.stop if isinstance(self._data, LiveData) else len(self._data)
+        return min(whole, self._config.initial_samples + (self._config.limit or END))
+
+    def _here(self) -> int:
+        return min(self._stop, len(self._data))
 
     def run(self, bar: Bar) -> Summary:
         """Takes the whole stream; Ctrl-C or SIGTERM ends it between two versions."""
         self._steps.tell = lambda note: bar.advance(0, note)
-        if self.left:
+        if self.left != 0:
             self._warm_up()
         arrivals = self._arrivals()
         begun, before = time.monotonic(), self.summary.seconds
@@ -125,26 +146,42 @@ class ContinuousTrainer:
         if self._writer is not None and acknowledged:
             state = self._steps.as_usual(self._cluster.local(self.state))
             self._writer.save(self._version, state, self._feed.state(), self._progress())
+            self._forget()
+
+    def _forget(self) -> None:
+        """Lets go what neither this run nor a resume from a checkpoint that stays will draw."""
+        self._kept_from.append(self._feed.oldest(self._position))
+        if len(self._kept_from) == self._kept_from.maxlen:
+            self._feed.forget(self._kept_from[0])
 
     def _warm_up(self) -> None:
         """Compiles what a trigger needs; once the clock runs, samples would wait for it."""
-        sample = self._feed.read(self._position, self._position + 1, size=self._arriving_most)
-        self._frozen.right(self._position, self._position + 1)
+        if not self._live:
+            self._frozen.right(self._position, self._position + 1)
         if self._scan is not None:
             row = (np.zeros(n, np.int64) for n in (self._arriving_most, self._config.batch_size))
             return self._scan.warm_up(self.state, Positions(*row))
+        at = self._position - 1  # which is there, whatever the stream
+        sample = self._feed.read(at, at + 1, size=self._arriving_most)
         with self._cluster.over():
             self._steps.warm_up(self.state, self._cluster.put(self._shapes))
             self._score(deployed(self.state), self._cluster.put(sample))
 
-    def _arrivals(self) -> Arrivals:
+    def _arrivals(self) -> Arrivals | LiveArrivals:
+        recorded = self._records.triggers_after(self._version)
+        if isinstance(self._data, LiveData):
+            return LiveArrivals(
+                self._position, self._data, self._arriving_most, lambda: self._stop,
+                seconds=self._config.trigger_seconds, recorded=recorded,
+            )  # fmt: skip
         return Arrivals(
             self._position, self._stop, self._arriving_most, self._config.pace,
-            seconds=self._config.trigger_seconds,
-            recorded=self._records.triggers_after(self._version),
+            seconds=self._config.trigger_seconds, recorded=recorded,
         )  # fmt: skip
 
-    def _together(self, triggers: Iterable[Trigger], arrivals: Arrivals) -> Iterator[list[Trigger]]:
+    def _together(
+        self, triggers: Iterable[Trigger], arrivals: Arrivals | LiveArrivals
+    ) -> Iterator[list[Trigger]]:
         """Triggers that run as one program: a few that are here already, or one."""
         some: list[Trigger] = []
         for trigger in triggers:
@@ -214,7 +251,7 @@ class ContinuousTrainer:
 
     def _await(self, scores: Any, count: int) -> None:
         right, loss = (np.asarray(x)[:count].tolist() for x in scores)
-        self._awaited.predicted(zip(map(int, right), loss, strict=True))
+        self._awaited.predicted(zip((x * 1 for x in right), loss, strict=True))
 
     def _finish_all(self, pending: Sequence[_Pending], bar: Bar) -> list[_Pending]:
         for one in pending:

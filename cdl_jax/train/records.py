@@ -142,7 +142,7 @@ class Summary:
 class Bar:
     """A progress bar with accuracy, bytes and versions a second."""
 
-    def __init__(self, title: str, total: int):
+    def __init__(self, title: str, total: int | None):
         columns = rich.progress.Progress.get_default_columns()
         self._bar = rich.progress.Progress(
             *columns, rich.progress.TextColumn("{task.fields[note]}"), console=_stderr()

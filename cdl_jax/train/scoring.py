@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cdl_jax.data.samples import LABEL, inputs_of
 from cdl_jax.models import Classifier
 
 Scores = tuple[Any, Any]  # right: bool, loss: float32; [samples] each
@@ -14,15 +15,24 @@ _AT_ONCE = 500  # samples that are scored by one call, where very many arrive
 
 
 def score_fn(model: Classifier) -> Callable[[Any, Any], Scores]:
-    """`(deployed tree, batch) -> scores`: whether each sample is right, and its loss. Pure."""
+    """`(deployed tree, batch) -> scores`: whether each sample is right, and its loss. Pure.
+
+    A model of the user's own says it by `score_fn(outputs, batch) -> scores`, a classifier's are
+    as usual.
+    """
+    scores = getattr(model, "score_fn", _of_classes)
 
     def score(tree: Any, batch: Any) -> Scores:
-        logits = model.predict_fn(tree["params"], tree["model_state"], batch["image"])
-        labels = batch["label"]
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.argmax(logits, axis=-1) == labels, loss
+        outputs = model.predict_fn(tree["params"], tree["model_state"], inputs_of(batch))
+        return scores(outputs, batch)
 
     return score
+
+
+def _of_classes(logits: Any, batch: Any) -> Scores:
+    labels = batch[LABEL]
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.argmax(logits, axis=-1) == labels, loss
 
 
 def scorer(model: Classifier, sharding: Any = None) -> Callable[[Any, Any], Scores]:
@@ -30,7 +40,7 @@ def scorer(model: Classifier, sharding: Any = None) -> Callable[[Any, Any], Scor
     one_call = jax.jit(score_fn(model), out_shardings=sharding)
 
     def in_pieces(tree: Any, batch: Any) -> Scores:
-        count = len(batch["label"])
+        count = len(jax.tree.leaves(batch)[0])
         if count <= 2 * _AT_ONCE:
             return one_call(tree, batch)
         cuts = [(first, min(first + _AT_ONCE, count)) for first in range(0, count, _AT_ONCE)]

@@ -123,11 +123,16 @@ def test_what_a_checkpoint_cannot_go_on_to_is_refused(tmp_path, monkeypatch, who
         go(tmp_path, **DRIFTING, density=0.02)
     other = job.program() | {"jax": "0.0.1"}
     with monkeypatch.context() as patch:
-        patch.setattr(job, "program", lambda: other)
+        patch.setattr(job, "program", lambda cluster: other)
         with pytest.raises(CheckpointError, match=r"another program \(jax is '0.0.1' here"):
             go(tmp_path, **DRIFTING)
         with pytest.raises(LogError, match="another program"):
             go(tmp_path, **DRIFTING, new_lineage=True)  # on the old log
+        patch.setattr(
+            job, "program", lambda cluster: other | {"jax": jax.__version__, "threads": 99}
+        )
+        with pytest.raises(CheckpointError, match=r"another program \(threads is 99 here"):
+            go(tmp_path, **DRIFTING)
     with pytest.raises(CheckpointError, match="does not hold version 35"):
         go(tmp_path, **DRIFTING, log=str(tmp_path / "new"))
     (tmp_path / "log" / "updates" / "000000000035").write_bytes(

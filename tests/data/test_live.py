@@ -1,0 +1,146 @@
+import contextlib
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from cdl_jax.data.live import END, LiveData
+from cdl_jax.data.spool import Spool
+from cdl_jax.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch):
+    made = []
+    for kind in (Spool, LiveData):
+        init = kind.__init__
+
+        def noted(self, *args, init=init, **options):
+            made.append(self)
+            init(self, *args, **options)
+
+        monkeypatch.setattr(kind, "__init__", noted)
+    yield
+    for one in reversed(made):
+        with contextlib.suppress(AttributeError):  # it was refused
+            one.close()
+
+
+def sample(i):
+    return {"x": np.full(3, i, np.float32), "label": i % 3}
+
+
+def test_rows_are_found_again_by_another_life(tmp_path):
+    spool = Spool(tmp_path, "s", rows=4)
+    for i in range(10):
+        spool.append(sample(i))
+        assert spool.batch([i])["x"].tolist() == [[i] * 3]
+    assert spool.batch([9, 0, 4])["x"][:, 0].tolist() == [9, 0, 4]
+    spool.close()
+    with (tmp_path / "000000000008" / "x.bin").open("ab") as file:
+        file.write(b"cut sh")  # by a kill
+    again = Spool(tmp_path, "s")
+    assert again.stop == 10
+    again.append(sample(10))
+    again.append(sample(11))
+    again.append(sample(12))
+    assert again.batch(np.arange(13))["x"][:, 1].tolist() == list(range(13))
+    assert again.batch(np.arange(13))["label"].dtype == np.int32
+    with pytest.raises(DataError, match="samples of s, not of t"):
+        Spool(tmp_path, "t")
+
+
+def test_what_is_forgotten_leaves_the_disk_but_for_what_is_wanted(tmp_path):
+    spool = Spool(tmp_path, "s", rows=4)
+    for i in range(14):
+        spool.append(sample(i))
+    spool.forget(9, wanted=[1, 6, 9])
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [
+        "000000000008", "000000000012",
+    ]  # fmt: skip
+    assert spool.batch([6, 13, 1, 8])["x"][:, 0].tolist() == [6, 13, 1, 8]
+    with pytest.raises(DataError, match="sample 2 of s is not kept any more"):
+        spool.batch([2])
+    rows = spool.batch([1, 6])
+    again = Spool(tmp_path, "s")
+    again.restore(np.array([1, 6]), rows)
+    assert again.batch([6, 1])["x"][:, 0].tolist() == [6, 1]
+    again.forget(9, wanted=[6])
+    with pytest.raises(DataError, match="not kept"):
+        again.batch([1])
+
+
+def test_samples_of_another_form_are_refused(tmp_path):
+    spool = Spool(tmp_path, "s")
+    spool.append({"x": [0.5, 1.0]})
+    spool.append({"x": [1, 2]})  # JSON's whole numbers
+    assert spool.batch([1])["x"].dtype == np.float32
+    for bad in ({"x": [1.0]}, {"y": [1.0, 2.0]}, {"x": [1.0, 2.0], "label": 3}):
+        with pytest.raises(DataError, match="sample 2 of s has .*, the first one had x float32"):
+            spool.append(bad)
+    assert spool.stop == 2
+
+
+def live(tmp_path, source, **options):
+    return LiveData("s", source, Spool(tmp_path, "s", rows=8), **options)
+
+
+def test_a_stream_goes_on_where_it_was_and_ends(tmp_path):
+    held = []
+
+    def source(count, last):
+        held.append((count, None if last is None else int(last["label"])))
+        yield from map(sample, range(count, 20))
+
+    data = live(tmp_path, source, ahead=5)
+    assert data.wait(3) >= 3
+    time.sleep(0.2)
+    assert len(data) == 8  # three asked for, five ahead
+    assert data.stop == END
+    data.close()
+    data = live(tmp_path, source)
+    assert data.wait(100) == data.stop == len(data) == 20
+    assert held == [(0, None), (8, 7 % 3)]
+    assert data.labels[17:20].tolist() == [2, 0, 1]
+    data.classes = 2
+    with pytest.raises(DataError, match="labels from 0 to 2, the initial training saw 2 classes"):
+        data.labels[:20]
+    with pytest.raises(DataError, match="ended after 20 samples, but .* takes 21"):
+        data.first(21)
+    data.close()
+
+
+def test_a_stream_that_stalls_or_fails(tmp_path):
+    end = threading.Event()
+
+    def stalled(count, last):
+        yield sample(count)
+        end.wait(10)
+
+    data = live(tmp_path / "a", stalled, stall_seconds=0.2)
+    assert data.wait(1) == 1
+    begun = time.monotonic()
+    assert data.wait(2, seconds=0.05) == 1
+    assert time.monotonic() - begun < 0.15
+    with pytest.raises(DataError, match="brought no sample for 0.2 s, after 1; mend it"):
+        data.wait(2)
+    data = live(tmp_path / "b", stalled, stall_seconds=0.2, on_stall="end")
+    assert data.wait(9) == data.stop == 1
+    end.set()
+
+    def failing(count, last):
+        yield sample(0)
+        raise OSError("sensor gone")
+
+    data = live(tmp_path / "c", failing)
+    assert data.wait(1) == 1
+    with pytest.raises(DataError, match=r"s failed after 1 samples: OSError\('sensor gone'"):
+        data.wait(2)
+
+    def odd(count, last):
+        yield from itertools.chain([sample(0)], [{"x": np.zeros(4)}])
+
+    with pytest.raises(DataError, match="sample 1 of s has"):
+        live(tmp_path / "d", odd).wait(2)
