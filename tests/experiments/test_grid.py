@@ -70,7 +70,7 @@ def test_a_stopped_cell_goes_on_and_another_program_may_do_so(monkeypatch):
     assert results() == []
     elsewhere = {**grid.program(), "device": "another one"}
     monkeypatch.setattr(grid, "program", lambda: elsewhere)
-    monkeypatch.setattr("cdl_jax.train.job.program", lambda: elsewhere)
+    monkeypatch.setattr("cdl_jax.train.job.program", lambda cluster=None: elsewhere)
     assert grid.main(OPTIONS) == 0
     again = read("lenet5-top_k-0.01-tensor-float32-s0.jsonl")
     assert [p["device"] for p in again[0]["programs"]] == [whole[0]["programs"][0]["device"],
