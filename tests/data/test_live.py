@@ -102,7 +102,7 @@ def test_a_stream_goes_on_where_it_was_and_ends(tmp_path):
     data.close()
     data = live(tmp_path, source)
     assert data.wait(100) == data.stop == len(data) == 20
-    assert held == [(0, None), (8, 7 % 3)]
+    assert held == [(0, None), (9, 8 % 3)]  # the one in hand at the end was kept, too
     assert data.labels[17:20].tolist() == [2, 0, 1]
     data.classes = 2
     with pytest.raises(DataError, match="labels from 0 to 2, the initial training saw 2 classes"):
