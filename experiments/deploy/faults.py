@@ -308,7 +308,8 @@ def main(options: Options) -> int:
     """Runs the campaign; 0 when no run failed. Ctrl-C ends it early, with a report."""
     report = _begun(options)
     faults, begun = collections.Counter(report["faults"]), time.monotonic()
-    seeds = range(options.first + report["runs"], options.first + options.runs)
+    done = {seed for first, last in report["seeds"] for seed in range(first, last + 1)}
+    seeds = sorted({*range(options.first, options.first + options.runs)} - done)
     before = report["seconds"]
     with contextlib.suppress(KeyboardInterrupt):
         for seed in rich.progress.track(seeds, "faults"):
@@ -316,10 +317,11 @@ def main(options: Options) -> int:
                 break
             failure = play(seed, options.versions, faults)
             report["failures"] += [failure] if failure else []
-            report["runs"] += 1
+            done.add(seed)
     report |= {
-        "command": f"python -m experiments.deploy.faults --runs {report['runs']} "
-        f"--first {options.first}",
+        "command": f"python -m experiments.deploy.faults --runs {len(done)}",
+        "runs": len(done),
+        "seeds": _ranges(done),
         "faults": dict(sorted(faults.items())),
         "faults_in_all": sum(faults.values()),
         "seconds": round(before + time.monotonic() - begun, 1),
@@ -334,17 +336,27 @@ def main(options: Options) -> int:
 def _begun(options: Options) -> dict[str, Any]:
     """An empty report, or the one that is to be added to."""
     empty = {
-        "command": "", "first": options.first, "versions_a_run": options.versions, "runs": 0,
+        "command": "", "runs": 0, "seeds": [], "versions_a_run": options.versions,
         "failures": [], "faults": {}, "faults_in_all": 0, "seconds": 0.0,
     }  # fmt: skip
     path = pathlib.Path(options.out or "") / "faults.json"
     if options.out is None or not options.go_on or not path.exists():
         return empty
     report = json.loads(path.read_text())
-    for name in ("first", "versions_a_run"):
-        if report[name] != empty[name]:
-            raise SystemExit(f"{path} has {name} {report[name]}, not {empty[name]}; remove it")
+    if report["versions_a_run"] != options.versions:
+        raise SystemExit(f"{path} has runs of {report['versions_a_run']} versions; remove it")
     return report
+
+
+def _ranges(seeds: set[int]) -> list[list[int]]:
+    """First and last seed of each stretch without gaps."""
+    out: list[list[int]] = []
+    for seed in sorted(seeds):
+        if out and seed == out[-1][1] + 1:
+            out[-1][1] = seed
+        else:
+            out.append([seed, seed])
+    return out
 
 
 def play(seed: int, versions: int, faults: "collections.Counter[str]") -> dict[str, Any] | None:
