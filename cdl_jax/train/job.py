@@ -155,13 +155,15 @@ def _start(
     like = jax.eval_shape(lambda: deployable(config, untrained(config, data, model)))
     initial = _led(cluster, None if writer is None else writer.initial())
     assert initial is not None
-    lines = list(records.lines()) if config.on_drift else []
+    metrics_bytes = saved.record["progress"]["metrics_bytes"]
+    # What a kill left behind the checkpoint's version is no part of it.
+    lines = list(records.lines(metrics_bytes)) if config.on_drift else []
     lines = json.loads(cluster.share(json.dumps(lines).encode()))
     start = start_from(saved, initial, like, lines)
     if log is not None:
         check_log(saved, start.state, log, config)
     records.text("config.toml", config_toml(config))
-    records.resume(saved.version, saved.record["progress"]["metrics_bytes"])
+    records.resume(saved.version, metrics_bytes)
     return start
 
 

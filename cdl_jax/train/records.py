@@ -81,11 +81,11 @@ class Records:
         for writer in self._trackers:
             writer.log(record["version"], numbers(record))
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The records written so far."""
+    def lines(self, metrics_bytes: int) -> Iterator[dict[str, Any]]:
+        """The records in the first so many bytes of the metrics."""
         if self.folder is not None:
-            with (self.folder / "metrics.jsonl").open() as file:
-                yield from map(json.loads, file)
+            with (self.folder / "metrics.jsonl").open("rb") as file:
+                yield from map(json.loads, file.read(metrics_bytes).splitlines())
 
     def position(self) -> int:
         """Bytes of metrics written so far."""

@@ -8,7 +8,7 @@ def make(stop, asked):
         asked.append((start, end))
         return np.arange(start, end)
 
-    return FrozenModel(None, lambda tree, batch: (batch % 3 == 0, None), read, stop)
+    return FrozenModel(None, lambda tree, batch: (batch % 3 == 0, None), read, lambda: stop)
 
 
 def test_every_sample_is_scored_once_and_ahead():
