@@ -46,10 +46,9 @@ def from_redis(url: str) -> tuple[str, Source]:
     name = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}/{stream}"
 
     def source(held: int, last: Mapping[str, np.ndarray] | None) -> Iterator[Mapping[str, Any]]:
-        del held
         after = "0-0" if last is None else last[_ID].tobytes().decode().strip()
         if last is not None:
-            _check_not_trimmed(client, stream, name, after)
+            _check_not_trimmed(client, stream, name, after, held)
         while True:
             for entry, fields in _read(client, stream, after):
                 yield _sample(name, entry, fields)
@@ -80,16 +79,23 @@ def _read(client: Any, stream: str, after: str) -> list[Any]:
     return found[0][1] if found else []
 
 
-def _check_not_trimmed(client: Any, stream: str, name: str, after: str) -> None:
+def _check_not_trimmed(client: Any, stream: str, name: str, after: str, held: int) -> None:
+    """Whether the entry behind the newest one that is held can still be there.
+
+    Redis counts the entries it ever took: more gone than are held, with the newest of these among
+    the gone, means that others went unread.
+    """
     import redis
 
     try:
-        gone = client.xinfo_stream(stream).get("max-deleted-entry-id", b"0-0").decode()
-    except redis.RedisError:  # out of reach, or an empty stream
+        about = client.xinfo_stream(stream)
+    except redis.RedisError:  # out of reach, or no such stream yet
         return
-    if _number(gone) > _number(after):
+    first = about["first-entry"]
+    here = first is not None and _number(first[0].decode()) <= _number(after)
+    if not here and about["entries-added"] - about["length"] > held:
         raise DataError(
-            f"{name} was trimmed up to {gone}, this run has samples up to {after}: some are lost; "
+            f"{name} was trimmed behind {after}, the newest entry of this run: some are lost; "
             "give a new --run and --log"
         )
 

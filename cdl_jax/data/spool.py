@@ -102,10 +102,10 @@ class Spool:
                 out[name][here] = rows[name][index[here] - first]
         return out
 
-    def forget(self, before: int, wanted: Iterable[int] = ()) -> None:
-        """Lets the segments below a position go, but for the rows at the wanted positions."""
+    def forget(self, before: int, wanted: Iterable[int] = (), *, start: int = 0) -> None:
+        """Lets the segments of [start, before) go, but for the rows at the wanted positions."""
         wanted = set(map(int, wanted))
-        gone = sorted(f for f in self._full if f + self._segment <= before)
+        gone = sorted(f for f in self._full if start <= f and f + self._segment <= before)
         moved = [p for p in wanted if p // self._segment * self._segment in gone]
         if moved:
             rows = self.batch(moved)

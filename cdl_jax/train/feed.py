@@ -85,9 +85,13 @@ class Feed:
         return max(0, position - max(reach, past.get(config.history, 0)))
 
     def forget(self, before: int) -> None:
-        """Lets samples of a live stream go."""
+        """Lets samples of a live stream go, but for the initial training's.
+
+        From these a resume learns shapes, classes and scales.
+        """
         if isinstance(self._data, LiveData):
-            self._data.spool.forget(before, self._sampler.state().get("kept", ()))
+            kept, start = self._sampler.state().get("kept", ()), self._config.initial_samples
+            self._data.spool.forget(before, kept, start=start)
 
     def _chosen(self, trigger: Trigger, version: int, share: float, sampler: History) -> np.ndarray:
         config, labels = self._config, self._data.labels[trigger.start : trigger.stop]

@@ -144,11 +144,12 @@ def test_two_processes_train_one_model_and_one_of_them_writes(tmp_path):
     """Stopped after four versions, and begun again: process 1 gets the checkpoint from 0."""
     first = two_processes(tmp_path, limit=32)
     assert first[0]["digest"] == first[1]["digest"]
+    assert (first[0]["bytes_sent"] > 0, first[1]["bytes_sent"]) == (True, 0)
     lead, other = two_processes(tmp_path)
     assert lead["digest"] == other["digest"] != first[0]["digest"]
     assert lead["versions"] == other["versions"] == 8
     assert (lead["accuracy"], lead["loss"]) == (other["accuracy"], other["loss"])
-    assert (lead["bytes_sent"] > 0, other["bytes_sent"]) == (True, 0)
+    assert lead["bytes_sent"] > other["bytes_sent"] == first[0]["bytes_sent"]
     log = open_log(str(tmp_path / "log"))
     assert log.head() == 8
     assert Replica(log).full_digest() == lead["digest"]

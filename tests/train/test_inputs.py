@@ -154,7 +154,8 @@ def test_a_live_stream_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, monk
     assert again.accuracy == whole.accuracy
     assert blobs(tmp_path / "cut") == blobs(tmp_path / "whole")
     segments = {int(p.name) for p in (tmp_path / "cut" / "run" / "samples").glob("0*")}
-    assert (min(segments) == 0) == (history == "inverse_use")
+    assert {0, 16, 32, 48} <= segments  # what the initial training saw
+    assert (64 in segments) == (history == "inverse_use")
     assert max(segments) == 192
 
 
@@ -220,8 +221,8 @@ def test_a_redis_stream_is_read_on_from_its_position(tmp_path, monkeypatch):
         assert files.digest == whole.digest
         add(150, 180)
         client.xtrim("s", maxlen=5)
-        with pytest.raises(DataError, match="was trimmed up to .*: some are lost"):
-            go(tmp_path / "cut", **settings)
+        with pytest.raises(DataError, match="was trimmed behind .*: some are lost"):
+            go(tmp_path / "cut", **{**settings, "limit": 100})
     finally:
         broker.kill()
 
