@@ -39,8 +39,11 @@ deploy-bench: $(READY)
 	$(BIN)/python -m experiments.deploy.catch_up
 
 # Runs what has no result yet, goes on where it was stopped; PROFILE=quick for a small form.
-mnist cifar10: $(READY)
-	$(BIN)/python -m experiments.grid --dataset $@ --profile $(PROFILE) $(GRID)
+mnist: $(READY)
+	$(BIN)/python -m experiments.grid --dataset mnist --profile $(PROFILE) $(GRID)
+
+cifar10: $(READY)
+	$(BIN)/python -m experiments.grid --dataset cifar10 --profile $(PROFILE) $(GRID)
 
 experiments: mnist cifar10 report
 
