@@ -1,6 +1,8 @@
 """A real redis-server on a free loopback port."""
 
+import contextlib
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -51,7 +53,12 @@ class Broker:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody listens on, below those that the system hands out.
+
+    Else another process may get it while a killed server is away.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port

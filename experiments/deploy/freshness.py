@@ -70,8 +70,9 @@ def measure(options: Options, store: str) -> dict[str, Any]:
     url = broker.url() if broker else str(folder / "log")
     (folder / "log").mkdir()
     try:
+        train(options, folder, url, TRIGGER)  # a log to start on: what follows is in its stride
         with answering(folder, url) if store == "served" else following(folder, url):
-            train(options, folder, url)
+            train(options, folder, url, TRIGGER + options.samples)
             time.sleep(1.0)
         return table(folder)
     finally:
@@ -80,11 +81,11 @@ def measure(options: Options, store: str) -> dict[str, Any]:
         shutil.rmtree(folder)
 
 
-def train(options: Options, folder: pathlib.Path, url: str) -> None:
-    """A trainer, to the end of its stream."""
+def train(options: Options, folder: pathlib.Path, url: str, limit: int) -> None:
+    """A trainer, from where an earlier one stopped to this place of its stream."""
     words = ["train", "--dataset", options.dataset, "--log", url, "--run", str(folder / "trainer")]
     words += ["--pace", str(PACE), "--trigger", str(TRIGGER), "--density", "0.001"]
-    words += ["--limit", str(options.samples), "--epochs", "1", "--digest-every", "0"]
+    words += ["--limit", str(limit), "--epochs", "1", "--digest-every", "0"]
     if status := _start(*words).wait():
         raise SystemExit(f"the trainer ended with {status}")
 
@@ -104,12 +105,15 @@ def following(folder: pathlib.Path, url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def answering(folder: pathlib.Path, url: str) -> Iterator[None]:
-    """A server, and a client that asks it all the time and stamps each version's first answer."""
+    """A server that answers, and a client that stamps the first answer of each version."""
     words = ["serve", "--log", url, "--port", "0", "--wait", "300"]
     server, done = _start(*words, stdout=subprocess.PIPE), threading.Event()
-    client = threading.Thread(target=_ask, args=(server, folder / "answers.jsonl", done))
+    answers = folder / "answers.jsonl"
+    client = threading.Thread(target=_ask, args=(server, answers, done))
     client.start()
     try:
+        while client.is_alive() and not (answers.exists() and answers.stat().st_size):
+            time.sleep(0.1)
         yield
     finally:
         done.set()
@@ -132,11 +136,13 @@ def _ask(server: "subprocess.Popen[bytes]", out: pathlib.Path, done: threading.E
             if version > newest:
                 newest = version
                 file.write(json.dumps({"version": version, "answered_at": at}) + "\n")
+                file.flush()
 
 
 def table(folder: pathlib.Path) -> dict[str, Any]:
     """Medians and 99th percentiles of each stretch of the way."""
-    made = {x["version"]: x for x in _lines(folder / "trainer" / "metrics.jsonl")}
+    lines = _lines(folder / "trainer" / "metrics.jsonl")
+    made = {x["version"]: x for x in lines if x["version"] > 1}  # the first was there before
     stretches: dict[str, list[float]] = {
         "arrival to trigger full, per sample": [i / PACE for i in range(TRIGGER)] * len(made),
         "trigger full to step done": [x["made_at"] - x["full_at"] for x in made.values()],

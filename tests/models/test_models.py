@@ -35,7 +35,7 @@ def size(tree) -> int:
 
 
 def test_every_model_has_a_row():
-    assert set(PARAMETERS) == set(MODELS)
+    assert {*PARAMETERS, "mlp"} == set(MODELS)  # an mlp has as many as its features ask for
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -60,7 +60,7 @@ def saved(path, tensors):
     return path / "weights.safetensors"
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", sorted(set(MODELS) - {"mlp"}))  # torchvision has none
 def test_every_tensor_finds_its_place(tmp_path, model):
     trees = random(shapes(model))
     path = saved(tmp_path, state_dict(trees))
