@@ -18,6 +18,7 @@ from cdl_jax.data.spool import Spool
 from cdl_jax.errors import ConfigError, DataError
 
 Source = Callable[[int, Mapping[str, np.ndarray] | None], Iterator[Mapping[str, Any]]]
+LIVE = ("redis", "rediss", "iterator")  # kinds of live data sets
 END = 1 << 62  # the end of a stream that has none yet
 _POLL = 0.05  # seconds
 

@@ -3,19 +3,20 @@
 import dataclasses
 from typing import Any, Literal
 
-from cdl_jax.data import DATASETS, POLICIES, SCENARIOS
+from cdl_jax.data import DATASETS, SCENARIOS
+from cdl_jax.data.files import KINDS
+from cdl_jax.data.live import LIVE
 from cdl_jax.data.sources import Kind
 from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import MODELS
 from cdl_jax.models.torchvision import content_digest
-from cdl_jax.train.tracking import TRACKERS
+from cdl_jax.train.checks import check, one_of
 
 Policy = Literal["uniform", "window", "exponential", "inverse_use", "balanced", "reservoir"]
 Strategy = Literal["sparse", "proactive", "online", "full", "frozen"]
-OWN = ("numpy", "parquet", "hf", "redis", "rediss", "iterator")  # data sets of one's own
-REACTIONS = ("share", "density", "window", "reset")
+OWN = (*KINDS, *LIVE)  # data sets of one's own
 
 # The bits do not depend on these.
 _FREE = (
@@ -24,12 +25,6 @@ _FREE = (
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
     "track", "initial", "init_weights", "devices", "coordinator", "processes", "process_id",
     "stall_seconds", "on_stall",
-)  # fmt: skip
-
-_COUNTS = (
-    "initial_samples", "batch_size", "trigger", "scan", "snapshot_every", "max_skipped",
-    "history_size",
-    "keep_checkpoints", "drift_samples", "drift_window",
 )  # fmt: skip
 
 
@@ -181,9 +176,9 @@ class TrainConfig:
           ConfigError: for a value that cannot be.
         """
         kind = self._kind()
-        _one_of("scenario", self.scenario, ("none", *SCENARIOS))
+        one_of("scenario", self.scenario, ("none", *SCENARIOS))
         if ":" not in self.model:
-            _one_of("model", self.model, MODELS)
+            one_of("model", self.model, MODELS)
         initial = kind.initial_samples if self.initial_samples == -1 else self.initial_samples
         triggers = {"online": 128, "frozen": 128, "full": initial}
         defaults = {
@@ -193,14 +188,14 @@ class TrainConfig:
         }
         missing = {name: x for name, x in defaults.items() if getattr(self, name) == -1}
         filled = dataclasses.replace(self, **missing)
-        filled._check()
+        check(filled)
         return filled
 
     def _kind(self) -> Kind:
         """What is known of the data set; of one's own, the run that suits it."""
         if self.dataset.partition(":")[0] not in OWN:
             known = (*DATASETS, *(f"{kind}:..." for kind in OWN))
-            _one_of("dataset", self.dataset, dict.fromkeys(known, 0))
+            one_of("dataset", self.dataset, dict.fromkeys(known, 0))
             return DATASETS[self.dataset]
         if self.initial_samples == -1:
             raise ConfigError(
@@ -240,137 +235,3 @@ class TrainConfig:
         return FailurePolicy(
             on_failure=self.on_log_failure, patience=self.log_patience, memory=self.log_memory
         )
-
-    def _check(self) -> None:
-        for name in _COUNTS:
-            _at_least(name, getattr(self, name), 1)
-        for name in (
-            "epochs",
-            "seed",
-            "digest_every",
-            "checkpoint_every",
-            "label_delay",
-            "devices",
-        ):
-            _at_least(name, getattr(self, name), 0)
-        if self.limit is not None:
-            _at_least("limit", self.limit, 1)
-        if self.snapshot_bytes is not None:
-            _at_least("snapshot_bytes", self.snapshot_bytes, 1)
-        self._check_processes()
-        self._check_live()
-        self.retention()  # it checks its own values, and so does the other
-        self.failure_policy()
-        for name in ("density", "drift_density", "drift_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a share in (0, 1]")
-        for name in self.trackers():
-            _one_of("track", name, TRACKERS)
-        for name in self.reactions():
-            _one_of("on_drift", name, REACTIONS)
-        if self.compressor == "quantize" and self.values != "float32":
-            raise ConfigError(
-                f"values is {self.values}, but quantize sends values of --bits; give float32"
-            )
-        if not 1 <= self.bits <= 16:
-            raise ConfigError(f"bits is {self.bits}; give 1 to 16")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"learning_rate is {self.learning_rate}; give a number above 0")
-        if not 0 <= self.new_share <= 1:
-            raise ConfigError(f"new_share is {self.new_share}; give a share in [0, 1]")
-        _one_of("history", self.history, POLICIES)
-        if self.trigger_seconds is not None:
-            self._check_seconds(self.trigger_seconds)
-        if self.new_lineage and self.run is None:
-            raise ConfigError("new_lineage needs --run, the folder of the run that it goes on from")
-        if self.pace is not None and not 0 < self.pace < float("inf"):
-            raise ConfigError(f"pace is {self.pace}; give samples a second, above 0")
-        if self.order == "before" and self.values != "float32":
-            raise ConfigError(
-                f"values is {self.values}, but with order 'before' the optimizer makes the new "
-                "values, which are sent exactly; give float32"
-            )
-        if self.strategy == "full" and (self.trigger_seconds or self.label_delay or self.on_drift):
-            raise ConfigError(
-                "full retrains on all samples every --trigger samples; trigger_seconds, "
-                "label_delay and on_drift belong to the other strategies"
-            )
-        if self.scan > 1:
-            self._check_scan()
-        if self.strategy in ("sparse", "proactive") and self.trigger > self.batch_size:
-            raise ConfigError(
-                f"trigger is {self.trigger}, larger than batch_size {self.batch_size}: the new "
-                "samples would not fit; lower the one or raise the other"
-            )
-
-    def _check_live(self) -> None:
-        if self.stall_seconds is not None and not self.stall_seconds > 0:
-            raise ConfigError(f"stall_seconds is {self.stall_seconds}; give seconds, above 0")
-        if self.dataset.partition(":")[0] not in ("redis", "rediss", "iterator"):
-            return
-        for name in ("label_delay", "pace"):
-            if getattr(self, name):
-                raise ConfigError(f"{name} is for data sets; a live stream brings its own")
-        if self.processes > 1 or self.scenario != "none":
-            raise ConfigError("a live stream is for a run of one process, without a scenario")
-        if self.log is not None and self.run is None:
-            raise ConfigError(
-                "a live stream needs --run beside --log: only samples that are kept let a "
-                "stopped run make its log's bytes again"
-            )
-
-    def _check_processes(self) -> None:
-        if not 0 <= self.process_id < self.processes:
-            raise ConfigError(
-                f"process_id is {self.process_id} of {self.processes} processes; give 0 to "
-                "processes - 1"
-            )
-        if (self.processes > 1) != (self.coordinator is not None):
-            raise ConfigError(
-                f"processes is {self.processes}, coordinator is {self.coordinator}; several "
-                "processes need --coordinator HOST:PORT, a single one none"
-            )
-        if (self.processes > 1 or self.devices != 1) and self.strategy in ("full", "frozen"):
-            raise ConfigError(f"strategy {self.strategy} runs on one device of one process")
-        if self.processes > 1 and self.initial is not None:
-            raise ConfigError("initial is for a run of one process; leave it out")
-
-    def _check_scan(self) -> None:
-        beside = {
-            "strategy": self.strategy not in ("sparse", "proactive"),
-            "on_drift": bool(self.on_drift),
-            "trigger_seconds": self.trigger_seconds is not None,
-            "devices": self.devices != 1,
-            "processes": self.processes != 1,
-            "dataset": self.dataset.partition(":")[0] in ("redis", "rediss", "iterator"),
-        }
-        wrong = [f"{name} {getattr(self, name)!r}" for name, odd in beside.items() if odd]
-        if wrong:
-            raise ConfigError(
-                f"scan is {self.scan}, which one device takes in proactive steps of one size; it "
-                f"does not go with {', '.join(wrong)}; give 1"
-            )
-        if self.initial_samples + self.trigger * (not self.include_new) < self.batch_size:
-            raise ConfigError(
-                f"scan is {self.scan}, but initial_samples {self.initial_samples} do not fill a "
-                f"batch of {self.batch_size}; give more samples, a smaller batch, or scan 1"
-            )
-
-    def _check_seconds(self, seconds: float) -> None:
-        if not 0 < seconds < float("inf"):
-            raise ConfigError(f"trigger_seconds is {seconds}; give seconds, above 0")
-        if self.log is not None and self.run is None:
-            raise ConfigError(
-                "trigger_seconds needs --run: only a record of when it fired lets a stopped run "
-                "make its log's bytes again"
-            )
-
-
-def _one_of(name: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(known)}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}; give {least} or more")

@@ -8,7 +8,7 @@ import numpy as np
 
 from cdl_jax.data import ImageData, load, scenario
 from cdl_jax.data.files import KINDS, load_files
-from cdl_jax.data.live import LiveData, Source, from_function, imported
+from cdl_jax.data.live import LIVE, LiveData, Source, from_function, imported
 from cdl_jax.data.redis_source import from_redis
 from cdl_jax.data.samples import LABEL, Samples, facts
 from cdl_jax.data.spool import Spool
@@ -16,8 +16,6 @@ from cdl_jax.errors import ConfigError
 from cdl_jax.models import classifier, create_model
 from cdl_jax.models.own import on_inputs, scales
 from cdl_jax.train.config import TrainConfig
-
-LIVE = ("redis", "rediss", "iterator")
 
 
 def open_data(config: TrainConfig, source: Source | None = None) -> Samples:

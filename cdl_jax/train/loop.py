@@ -25,10 +25,10 @@ from cdl_jax.train.drift import Watch
 from cdl_jax.train.feed import Feed, shapes
 from cdl_jax.train.frozen import FrozenModel
 from cdl_jax.train.initial import Trained
-from cdl_jax.train.prequential import Awaited, Prequential
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer
 from cdl_jax.train.scanned import Positions, Scan
+from cdl_jax.train.scorecard import Scorecard, Scored
 from cdl_jax.train.scoring import Scores, scorer
 from cdl_jax.train.steps import stepper
 
@@ -73,19 +73,18 @@ class ContinuousTrainer:
         self._scan = None
         if config.scan > 1:
             self._scan = Scan(config, data.batch(np.arange(len(data))), model)
-        self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
-        self._awaited, self._watch, self._in_a_row = Awaited(), Watch(config), 0
+        self._watch, self._in_a_row = Watch(config), 0
         self._version = int(start.state.version)
         self._data = data
         self._kept_from = collections.deque[int](maxlen=config.keep_checkpoints + 1)
         self._position = config.initial_samples
         ahead = self._arriving_most if self._live else _FROZEN_AHEAD
-        score = scorer(model)
-        self._frozen = FrozenModel(start.initial, score, self._feed.read, self._here, ahead)
+        read, score = self._feed.read, scorer(model)
+        self._scores = Scorecard(FrozenModel(start.initial, score, read, self._here, ahead))
         self.summary.dense_bytes = sum(x.nbytes for x in jax.tree.leaves(start.initial))
         if start.progress is not None:
             self._restore(start)
-        self._meet(self._position + self._awaited.count, self._position + config.label_delay)
+        self._meet(self._position + self._scores.awaited, self._position + config.label_delay)
 
     def example(self) -> SparseUpdate:
         """The shapes of the updates that the steps will make."""
@@ -157,7 +156,7 @@ class ContinuousTrainer:
     def _warm_up(self) -> None:
         """Compiles what a trigger needs; once the clock runs, samples would wait for it."""
         if not self._live:
-            self._frozen.right(self._position, self._position + 1)
+            self._scores.frozen.right(self._position, self._position + 1)
         if self._scan is not None:
             row = (np.zeros(n, np.int64) for n in (self._arriving_most, self._config.batch_size))
             return self._scan.warm_up(self.state, Positions(*row))
@@ -247,11 +246,7 @@ class ContinuousTrainer:
             batch = self._cluster.put(self._feed.read(start, min(stop, self._stop)))
             with self._cluster.over():
                 scores = self._score(deployed(self.state), batch)
-            self._await(scores, min(stop, self._stop) - start)
-
-    def _await(self, scores: Any, count: int) -> None:
-        right, loss = (np.asarray(x)[:count].tolist() for x in scores)
-        self._awaited.predicted(zip((x * 1 for x in right), loss, strict=True))
+            self._scores.predicted(scores, min(stop, self._stop) - start)
 
     def _finish_all(self, pending: Sequence[_Pending], bar: Bar) -> list[_Pending]:
         for one in pending:
@@ -262,8 +257,8 @@ class ContinuousTrainer:
         scores, info = pending.outcome()
         made_at = time.time()
         version, samples = int(info.update.version), pending.trigger.stop - pending.trigger.start
-        self._await(scores, pending.arrived)
-        scored = self._awaited.labelled(samples)
+        self._scores.predicted(scores, pending.arrived)
+        scored = self._scores.labelled(samples)
         record = {
             "version": version,
             "position": pending.trigger.stop,
@@ -324,20 +319,12 @@ class ContinuousTrainer:
                 "skipped; lower --learning-rate, or raise --max-skipped"
             )
 
-    def _count(self, record: dict[str, Any], trigger: Trigger, scored: list[Any]) -> None:
-        accuracy, loss, frozen = self._accuracy, self._loss, self._frozen_accuracy
-        accuracy.add(right for right, _ in scored)
-        loss.add(value for _, value in scored)
-        frozen.add(self._frozen.right(trigger.start, trigger.stop))
+    def _count(self, record: dict[str, Any], trigger: Trigger, scored: Scored) -> None:
         summary = self.summary
         if self._watch.update(record):
             record["drift"], summary.drifts = True, summary.drifts + 1
-        summary.versions, summary.samples = record["version"], accuracy.seen
-        summary.accuracy = record["accuracy"] = accuracy.mean
-        summary.loss = loss.mean
-        record["window_accuracy"] = accuracy.window_mean
-        record["fading_accuracy"], record["fading_loss"] = accuracy.fading_mean, loss.fading_mean
-        summary.frozen_accuracy = record["frozen_accuracy"] = frozen.mean
+        record |= self._scores.count(scored, trigger, summary)
+        summary.versions = record["version"]
         summary.bytes_sent += record.get("bytes", 0)
 
     def _whole_tree_due(self, version: int, trigger: Trigger) -> bool:
@@ -358,9 +345,7 @@ class ContinuousTrainer:
     def _progress(self) -> dict[str, Any]:
         return {
             "position": self._position,
-            "scores": [s.state() for s in (self._accuracy, self._loss, self._frozen_accuracy)],
-            "awaited": self._awaited.state(),
-            "frozen": self._frozen.state(),
+            "scores": self._scores.state(),
             "in_a_row": self._in_a_row,
             "summary": vars(self.summary).copy(),
             "metrics_bytes": self._records.position(),
@@ -370,11 +355,7 @@ class ContinuousTrainer:
     def _restore(self, start: Start) -> None:
         progress: Any = start.progress
         self._position = progress["position"]
-        scores = (self._accuracy, self._loss, self._frozen_accuracy)
-        for score, state in zip(scores, progress["scores"], strict=True):
-            score.restore(state)
-        self._awaited.restore(progress["awaited"])
-        self._frozen.restore(progress["frozen"])
+        self._scores.restore(progress["scores"])
         self._in_a_row = progress["in_a_row"]
         self.summary = Summary(**progress["summary"])
         self._feed.restore(start.sampler)

@@ -1,0 +1,170 @@
+"""Whether a run's settings can be, each and together; `TrainConfig.checked` calls it."""
+
+from typing import TYPE_CHECKING, Any
+
+from cdl_jax.data import POLICIES
+from cdl_jax.data.live import LIVE
+from cdl_jax.errors import ConfigError
+from cdl_jax.train.tracking import TRACKERS
+
+if TYPE_CHECKING:
+    from cdl_jax.train.config import TrainConfig
+
+REACTIONS = ("share", "density", "window", "reset")
+_COUNTS = (
+    "initial_samples", "batch_size", "trigger", "scan", "snapshot_every", "max_skipped",
+    "history_size", "keep_checkpoints", "drift_samples", "drift_window",
+)  # fmt: skip
+_FROM_ZERO = ("epochs", "seed", "digest_every", "checkpoint_every", "label_delay", "devices")
+
+
+def check(config: "TrainConfig") -> None:
+    """Whether the values can be, each and together.
+
+    Raises:
+      ConfigError: names the value, what is allowed, and the mend.
+    """
+    for name in _COUNTS:
+        _at_least(name, getattr(config, name), 1)
+    for name in _FROM_ZERO:
+        _at_least(name, getattr(config, name), 0)
+    if config.limit is not None:
+        _at_least("limit", config.limit, 1)
+    if config.snapshot_bytes is not None:
+        _at_least("snapshot_bytes", config.snapshot_bytes, 1)
+    config.retention()  # it checks its own values, and so does the other
+    config.failure_policy()
+    _check_numbers(config)
+    _check_names(config)
+    _check_together(config)
+    _check_processes(config)
+    _check_live(config)
+    if config.trigger_seconds is not None:
+        _check_seconds(config, config.trigger_seconds)
+    if config.scan > 1:
+        _check_scan(config)
+
+
+def _check_numbers(config: "TrainConfig") -> None:
+    for name in ("density", "drift_density", "drift_share"):
+        if not 0 < getattr(config, name) <= 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; give a share in (0, 1]")
+    if not 1 <= config.bits <= 16:
+        raise ConfigError(f"bits is {config.bits}; give 1 to 16")
+    if not 0 < config.learning_rate < float("inf"):
+        raise ConfigError(f"learning_rate is {config.learning_rate}; give a number above 0")
+    if not 0 <= config.new_share <= 1:
+        raise ConfigError(f"new_share is {config.new_share}; give a share in [0, 1]")
+    if config.pace is not None and not 0 < config.pace < float("inf"):
+        raise ConfigError(f"pace is {config.pace}; give samples a second, above 0")
+
+
+def _check_names(config: "TrainConfig") -> None:
+    for name in config.trackers():
+        one_of("track", name, TRACKERS)
+    for name in config.reactions():
+        one_of("on_drift", name, REACTIONS)
+    one_of("history", config.history, POLICIES)
+
+
+def _check_together(config: "TrainConfig") -> None:
+    if config.new_lineage and config.run is None:
+        raise ConfigError("new_lineage needs --run, the folder of the run that it goes on from")
+    if config.compressor == "quantize" and config.values != "float32":
+        raise ConfigError(
+            f"values is {config.values}, but quantize sends values of --bits; give float32"
+        )
+    if config.order == "before" and config.values != "float32":
+        raise ConfigError(
+            f"values is {config.values}, but with order 'before' the optimizer makes the new "
+            "values, which are sent exactly; give float32"
+        )
+    if config.strategy == "full" and (
+        config.trigger_seconds or config.label_delay or config.on_drift
+    ):
+        raise ConfigError(
+            "full retrains on all samples every --trigger samples; trigger_seconds, "
+            "label_delay and on_drift belong to the other strategies"
+        )
+    if config.strategy in ("sparse", "proactive") and config.trigger > config.batch_size:
+        raise ConfigError(
+            f"trigger is {config.trigger}, larger than batch_size {config.batch_size}: the new "
+            "samples would not fit; lower the one or raise the other"
+        )
+
+
+def _check_live(config: "TrainConfig") -> None:
+    if config.stall_seconds is not None and not config.stall_seconds > 0:
+        raise ConfigError(f"stall_seconds is {config.stall_seconds}; give seconds, above 0")
+    if config.dataset.partition(":")[0] not in LIVE:
+        return
+    for name in ("label_delay", "pace"):
+        if getattr(config, name):
+            raise ConfigError(f"{name} is for data sets; a live stream brings its own")
+    if config.processes > 1 or config.scenario != "none":
+        raise ConfigError("a live stream is for a run of one process, without a scenario")
+    if config.log is not None and config.run is None:
+        raise ConfigError(
+            "a live stream needs --run beside --log: only samples that are kept let a "
+            "stopped run make its log's bytes again"
+        )
+
+
+def _check_processes(config: "TrainConfig") -> None:
+    if not 0 <= config.process_id < config.processes:
+        raise ConfigError(
+            f"process_id is {config.process_id} of {config.processes} processes; give 0 to "
+            "processes - 1"
+        )
+    if (config.processes > 1) != (config.coordinator is not None):
+        raise ConfigError(
+            f"processes is {config.processes}, coordinator is {config.coordinator}; several "
+            "processes need --coordinator HOST:PORT, a single one none"
+        )
+    if (config.processes > 1 or config.devices != 1) and config.strategy in ("full", "frozen"):
+        raise ConfigError(f"strategy {config.strategy} runs on one device of one process")
+    if config.processes > 1 and config.initial is not None:
+        raise ConfigError("initial is for a run of one process; leave it out")
+
+
+def _check_scan(config: "TrainConfig") -> None:
+    beside = {
+        "strategy": config.strategy not in ("sparse", "proactive"),
+        "on_drift": bool(config.on_drift),
+        "trigger_seconds": config.trigger_seconds is not None,
+        "devices": config.devices != 1,
+        "processes": config.processes != 1,
+        "dataset": config.dataset.partition(":")[0] in LIVE,
+    }
+    wrong = [f"{name} {getattr(config, name)!r}" for name, odd in beside.items() if odd]
+    if wrong:
+        raise ConfigError(
+            f"scan is {config.scan}, which one device takes in proactive steps of one size; it "
+            f"does not go with {', '.join(wrong)}; give 1"
+        )
+    if config.initial_samples + config.trigger * (not config.include_new) < config.batch_size:
+        raise ConfigError(
+            f"scan is {config.scan}, but initial_samples {config.initial_samples} do not fill a "
+            f"batch of {config.batch_size}; give more samples, a smaller batch, or scan 1"
+        )
+
+
+def _check_seconds(config: "TrainConfig", seconds: float) -> None:
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"trigger_seconds is {seconds}; give seconds, above 0")
+    if config.log is not None and config.run is None:
+        raise ConfigError(
+            "trigger_seconds needs --run: only a record of when it fired lets a stopped run "
+            "make its log's bytes again"
+        )
+
+
+def one_of(name: str, value: str, known: Any) -> None:
+    """Raises ConfigError when `value` is not among the known ones."""
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(known)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; give {least} or more")
