@@ -115,17 +115,18 @@ def _trained(
             cluster,
         )  # fmt: skip
         if log is not None and owner is not None:
-            trainer.publisher = _publisher(config, settings, log, owner, trainer, key, cluster)
+            publisher = _publisher(config, settings, log, owner, trainer, key, cluster)
+            trainer.delivery.publisher = publisher
             if start.progress is not None:
-                trainer.publisher.bytes_since = start.progress["bytes_since"]
-        if writer is not None and trainer.publisher is not None:
-            writer.facts["lineage"] = trainer.publisher.manifest.lineage.hex()
+                publisher.bytes_since = start.progress["bytes_since"]
+            if writer is not None:
+                writer.facts["lineage"] = publisher.manifest.lineage.hex()
         if start.progress is None:
             trainer.keep()
         with Bar(config.strategy, trainer.left) as bar:
             summary = trainer.run(bar)
-        if trainer.publisher is not None:
-            trainer.publisher.outbox.flush()
+        if trainer.delivery.publisher is not None:
+            trainer.delivery.publisher.outbox.flush()
         trainer.keep()
         records.text("summary.json", summary.to_json())
         return summary

@@ -8,19 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.step import StepInfo, deployed
-from cdl_jax.core.update import tree_digest
 from cdl_jax.data.live import END, LiveData
 from cdl_jax.data.samples import Samples
-from cdl_jax.deploy import Publisher
 from cdl_jax.errors import TrainingError
 from cdl_jax.interrupts import Interrupts
 from cdl_jax.models import Classifier
 from cdl_jax.train.arrival import Arrivals, LiveArrivals, Trigger
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
+from cdl_jax.train.delivery import Delivery
 from cdl_jax.train.drift import Watch
 from cdl_jax.train.feed import Feed, shapes
 from cdl_jax.train.frozen import FrozenModel
@@ -64,7 +62,7 @@ class ContinuousTrainer:
         self._cluster = cluster or Cluster()
         self.state = self._cluster.replicate(start.state)
         self.summary = Summary(strategy=config.strategy)
-        self.publisher: Publisher | None = None
+        self.delivery = Delivery(config, self._cluster, keeps=writer is not None)
         self._config, self._records, self._writer = config, records, writer
         self._shapes = shapes(config, data)
         self._feed = Feed(config, data)
@@ -132,8 +130,7 @@ class ContinuousTrainer:
             self._finish_all(pending, bar)
         self.summary.interrupted = interrupts.came
         self.summary.seconds = before + time.monotonic() - begun
-        self.summary.digest = self._full_digest()
-        self._cluster.check_digest(self._version, digests.from_hex(self.summary.digest))
+        self.summary.digest = self.delivery.full_digest(self._version, self.state)
         return self.summary
 
     def keep(self) -> None:
@@ -141,7 +138,8 @@ class ContinuousTrainer:
 
         Not while the log lacks a version: a resume would have to make it from nothing.
         """
-        acknowledged = self.publisher is None or self.publisher.outbox.empty
+        publisher = self.delivery.publisher
+        acknowledged = publisher is None or publisher.outbox.empty
         if self._writer is not None and acknowledged:
             state = self._steps.as_usual(self._cluster.local(self.state))
             self._writer.save(self._version, state, self._feed.state(), self._progress())
@@ -273,42 +271,15 @@ class ContinuousTrainer:
             "made_at": made_at,
         }
         self._check_skipped(record)
-        record |= self._publish(info, pending.trigger)
+        last = pending.trigger.stop == self._stop
+        record |= self.delivery.deliver(info, self.state, last=last)
         self._count(record, pending.trigger, scored)
         self._records.line(record)
-        if self.publisher is not None:
-            self.publisher.tell(vars(self.summary))
-        if self._checkpoint_due(version):
+        if self.delivery.publisher is not None:
+            self.delivery.publisher.tell(vars(self.summary))
+        if self.delivery.checkpoint_due(version):
             self.keep()
         bar.show(self.summary, samples)
-
-    def _publish(self, info: StepInfo, trigger: Trigger) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        version = int(info.update.version)
-        if self._digest_due(version):
-            out["full_digest"] = self._check_digest(info)
-        if self.publisher is not None:
-            due = self.publisher.snapshot_due(version) or trigger.stop == self._stop
-            blob = self.publisher.publish(info.update, deployed(self.state) if due else None)
-            out["bytes"] = len(blob)
-            if self.publisher.outbox.empty:
-                out["acknowledged_at"] = time.time()
-        return out
-
-    def _full_digest(self) -> str:
-        return tree_digest(deployed(self._cluster.local(self.state)))
-
-    def _check_digest(self, info: StepInfo) -> str:
-        full = self._full_digest()
-        self._cluster.check_digest(int(info.update.version), digests.from_hex(full))
-        running = digests.to_hex(info.update.digest)
-        if full != running:
-            raise TrainingError(
-                f"version {int(info.update.version)} has the full digest {full}, its updates lead "
-                f"to {running}: a parameter was changed outside the step; start again on a new log"
-            )
-        self.summary.full_digests += 1
-        return full
 
     def _check_skipped(self, record: dict[str, Any]) -> None:
         self.summary.skipped += record["skipped"]
@@ -326,30 +297,20 @@ class ContinuousTrainer:
         record |= self._scores.count(scored, trigger, summary)
         summary.versions = record["version"]
         summary.bytes_sent += record.get("bytes", 0)
+        summary.full_digests += "full_digest" in record
 
     def _whole_tree_due(self, version: int, trigger: Trigger) -> bool:
-        """Whether the tree that this trigger leads to is to be hashed, written or kept."""
-        publisher = self.publisher
-        snapshot = publisher is not None and publisher.snapshot_due(version)
-        due = snapshot or self._digest_due(version) or self._checkpoint_due(version)
-        return due or trigger.stop == self._stop
-
-    def _digest_due(self, version: int) -> bool:
-        every = self._config.digest_every
-        return bool(every) and version % every == 0
-
-    def _checkpoint_due(self, version: int) -> bool:
-        every = self._config.checkpoint_every
-        return self._writer is not None and bool(every) and version % every == 0
+        return self.delivery.whole_tree_due(version) or trigger.stop == self._stop
 
     def _progress(self) -> dict[str, Any]:
+        publisher = self.delivery.publisher
         return {
             "position": self._position,
             "scores": self._scores.state(),
             "in_a_row": self._in_a_row,
             "summary": vars(self.summary).copy(),
             "metrics_bytes": self._records.position(),
-            "bytes_since": 0 if self.publisher is None else self.publisher.bytes_since,
+            "bytes_since": 0 if publisher is None else publisher.bytes_since,
         }
 
     def _restore(self, start: Start) -> None:

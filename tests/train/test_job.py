@@ -9,6 +9,7 @@ from cdl_jax.data import UniformHistory, load
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import ConfigError, LogError, TrainingError
 from cdl_jax.train import TrainConfig, run, strategies
+from cdl_jax.train.delivery import Delivery
 from cdl_jax.train.loop import ContinuousTrainer
 
 QUICK = TrainConfig(
@@ -156,7 +157,7 @@ def test_weight_decay_behind_the_sparsifier_stops_the_run(tmp_path, monkeypatch)
 
 def test_steps_that_are_never_finite_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "cdl_jax.train.loop.ContinuousTrainer._check_digest", lambda self, info: "x"
+        "cdl_jax.train.delivery.Delivery._check_digest", lambda self, info, state: "x"
     )
     from cdl_jax.train import steps
 
@@ -184,21 +185,21 @@ def test_a_stream_with_nothing_in_it_is_refused(tmp_path):
         go(tmp_path, initial_samples=1797)
 
 
-@pytest.mark.parametrize("place", ["_publish", "_count"])
-def test_an_interrupt_in_mid_version_ends_between_two(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize(("owner", "place"), [(Delivery, "deliver"), (ContinuousTrainer, "_count")])
+def test_an_interrupt_in_mid_version_ends_between_two(tmp_path, monkeypatch, owner, place):
     """The next step is on its way already; neither may be lost, counted twice or half published."""
     import os
     import signal
 
-    work = getattr(ContinuousTrainer, place)
+    work, versions = getattr(owner, place), iter(range(1, 11))
 
-    def interrupted(self, *args):
-        out = work(self, *args)
-        if self.summary.versions == 3 - (place == "_publish") and not self.summary.interrupted:
+    def interrupted(self, *args, **options):
+        out = work(self, *args, **options)
+        if next(versions) == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return out
 
-    monkeypatch.setattr(ContinuousTrainer, place, interrupted)
+    monkeypatch.setattr(owner, place, interrupted)
     summary = go(tmp_path, digest_every=0, snapshot_every=100)
     log = open_log(str(tmp_path / "log"))
     records = lines(tmp_path / "run")
