@@ -3,13 +3,11 @@
 import collections
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.step import StepInfo, deployed
 from cdl_jax.data.live import END, LiveData
 from cdl_jax.data.samples import Samples
 from cdl_jax.errors import TrainingError
@@ -20,25 +18,15 @@ from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.delivery import Delivery
 from cdl_jax.train.drift import Watch
-from cdl_jax.train.feed import Feed, shapes
 from cdl_jax.train.frozen import FrozenModel
 from cdl_jax.train.initial import Trained
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer
-from cdl_jax.train.scanned import Positions, Scan
 from cdl_jax.train.scorecard import Scorecard, Scored
-from cdl_jax.train.scoring import Scores, scorer
-from cdl_jax.train.steps import stepper
+from cdl_jax.train.scoring import scorer
+from cdl_jax.train.taker import Pending, Taker
 
 _FROZEN_AHEAD = 500  # samples that the initial model scores at a time
-
-
-class _Pending(NamedTuple):
-    """A step that is on its way on the device."""
-
-    trigger: Trigger
-    arrived: int  # of the scored samples; the rest only fill up
-    outcome: Callable[[], tuple[Scores, StepInfo]]  # scores are the deployed model's before it
 
 
 class ContinuousTrainer:
@@ -64,20 +52,15 @@ class ContinuousTrainer:
         self.summary = Summary(strategy=config.strategy)
         self.delivery = Delivery(config, self._cluster, keeps=writer is not None)
         self._config, self._records, self._writer = config, records, writer
-        self._shapes = shapes(config, data)
-        self._feed = Feed(config, data)
-        self._steps = stepper(config, model.loss_fn, untrained, self._cluster.replicated)
-        self._score = scorer(model, self._cluster.replicated)
-        self._scan = None
-        if config.scan > 1:
-            self._scan = Scan(config, data.batch(np.arange(len(data))), model)
-        self._watch, self._in_a_row = Watch(config), 0
+        self._watch, self._in_a_row, self._data = Watch(config), 0, data
+        self._taker = Taker(
+            config, data, model, untrained, self._cluster, self._watch, lambda: self._stop
+        )
         self._version = int(start.state.version)
-        self._data = data
         self._kept_from = collections.deque[int](maxlen=config.keep_checkpoints + 1)
         self._position = config.initial_samples
-        ahead = self._arriving_most if self._live else _FROZEN_AHEAD
-        read, score = self._feed.read, scorer(model)
+        ahead = self._taker.arriving_most if self._live else _FROZEN_AHEAD
+        read, score = self._taker.feed.read, scorer(model)
         self._scores = Scorecard(FrozenModel(start.initial, score, read, self._here, ahead))
         self.summary.dense_bytes = sum(x.nbytes for x in jax.tree.leaves(start.initial))
         if start.progress is not None:
@@ -86,12 +69,7 @@ class ContinuousTrainer:
 
     def example(self) -> SparseUpdate:
         """The shapes of the updates that the steps will make."""
-        return self._steps.example(self.state, self._shapes)
-
-    @property
-    def _arriving_most(self) -> int:
-        config = self._config
-        return config.trigger if config.trigger_seconds is None else config.batch_size
+        return self._taker.example(self.state)
 
     @property
     def left(self) -> int | None:
@@ -113,12 +91,12 @@ class ContinuousTrainer:
 
     def run(self, bar: Bar) -> Summary:
         """Takes the whole stream; Ctrl-C or SIGTERM ends it between two versions."""
-        self._steps.tell = lambda note: bar.advance(0, note)
+        self._taker.steps.tell = lambda note: bar.advance(0, note)
         if self.left != 0:
             self._warm_up()
         arrivals = self._arrivals()
         begun, before = time.monotonic(), self.summary.seconds
-        pending: list[_Pending] = []
+        pending: list[Pending] = []
         with Interrupts() as interrupts:
             triggers = self._cluster.led(interrupts.between(arrivals))
             for some in self._together(triggers, arrivals):
@@ -141,38 +119,31 @@ class ContinuousTrainer:
         publisher = self.delivery.publisher
         acknowledged = publisher is None or publisher.outbox.empty
         if self._writer is not None and acknowledged:
-            state = self._steps.as_usual(self._cluster.local(self.state))
-            self._writer.save(self._version, state, self._feed.state(), self._progress())
+            state = self._taker.steps.as_usual(self._cluster.local(self.state))
+            self._writer.save(self._version, state, self._taker.feed.state(), self._progress())
             self._forget()
 
     def _forget(self) -> None:
         """Lets go what neither this run nor a resume from a checkpoint that stays will draw."""
-        self._kept_from.append(self._feed.oldest(self._position))
+        self._kept_from.append(self._taker.feed.oldest(self._position))
         if len(self._kept_from) == self._kept_from.maxlen:
-            self._feed.forget(self._kept_from[0])
+            self._taker.feed.forget(self._kept_from[0])
 
     def _warm_up(self) -> None:
         """Compiles what a trigger needs; once the clock runs, samples would wait for it."""
         if not self._live:
             self._scores.frozen.right(self._position, self._position + 1)
-        if self._scan is not None:
-            row = (np.zeros(n, np.int64) for n in (self._arriving_most, self._config.batch_size))
-            return self._scan.warm_up(self.state, Positions(*row))
-        at = self._position - 1  # which is there, whatever the stream
-        sample = self._feed.read(at, at + 1, size=self._arriving_most)
-        with self._cluster.over():
-            self._steps.warm_up(self.state, self._cluster.put(self._shapes))
-            self._score(deployed(self.state), self._cluster.put(sample))
+        self._taker.warm_up(self.state, self._position)
 
     def _arrivals(self) -> Arrivals | LiveArrivals:
         recorded = self._records.triggers_after(self._version)
         if isinstance(self._data, LiveData):
             return LiveArrivals(
-                self._position, self._data, self._arriving_most, lambda: self._stop,
+                self._position, self._data, self._taker.arriving_most, lambda: self._stop,
                 seconds=self._config.trigger_seconds, recorded=recorded,
             )  # fmt: skip
         return Arrivals(
-            self._position, self._stop, self._arriving_most, self._config.pace,
+            self._position, self._stop, self._taker.arriving_most, self._config.pace,
             seconds=self._config.trigger_seconds, recorded=recorded,
         )  # fmt: skip
 
@@ -190,68 +161,26 @@ class ContinuousTrainer:
         if some:
             yield some
 
-    def _dispatch(self, some: Sequence[Trigger]) -> list[_Pending]:
+    def _dispatch(self, some: Sequence[Trigger]) -> list[Pending]:
         # Written before anything depends on it: a replay must cut the stream at the same places.
         for ahead, trigger in enumerate(some):
             self._records.trigger(self._version + 1 + ahead, trigger.stop)
-        pending = [self._step(some[0])] if self._scan is None else self._block(self._scan, some)
+        self.state, pending = self._taker.take(self.state, some, self._version)
         self._version, self._position = self._version + len(some), some[-1].stop
         return pending
 
-    def _step(self, trigger: Trigger) -> _Pending:
-        start, stop, size = self._arriving(trigger)
-        new = self._cluster.put(self._feed.read(min(start, self._stop - 1), stop, size=size))
-        batch = self._cluster.put(self._feed.batch(*self._draw(trigger, self._version)))
-        self.state = self._steps.prepare(self.state, self._watch, self._version + 1, trigger.start)
-        with self._cluster.over(), jax.transfer_guard("disallow"):
-            scores = self._score(deployed(self.state), new)
-            self.state, info = self._steps.take(self.state, batch)
-        return _Pending(trigger, stop - start, lambda: jax.device_get((scores, info)))
-
-    def _block(self, scan: Scan, some: Sequence[Trigger]) -> list[_Pending]:
-        rows, arrived = [], []
-        for ahead, trigger in enumerate(some):
-            start, stop, size = self._arriving(trigger)
-            arriving = self._feed.span(min(start, self._stop - 1), stop, size=size)
-            batch = self._feed.positions(*self._draw(trigger, self._version + ahead))
-            rows.append(Positions(arriving, batch))
-            arrived.append(stop - start)
-        self.state, outcomes = scan.take(self.state, rows)
-        return [
-            _Pending(trigger, count, lambda place=place: outcomes.at(place))
-            for place, (trigger, count) in enumerate(zip(some, arrived, strict=True))
-        ]
-
-    def _arriving(self, trigger: Trigger) -> tuple[int, int, int]:
-        """Start and stop of what comes with the trigger's labels, and the size of its batch."""
-        delay = self._config.label_delay
-        start, stop = (min(x + delay, self._stop) for x in trigger[:2])
-        return start, stop, self._arriving_most
-
-    def _draw(self, trigger: Trigger, version: int) -> tuple[Trigger, int, float, int | None]:
-        """What the feed's draw of the step behind `version` depends on."""
-        config, answers = self._config, self._watch.answers
-        share, window = config.new_share, None
-        if answers("share", version + 1, trigger.start):
-            share = max(share, config.drift_share)
-        if answers("window", version + 1, trigger.start):
-            window = config.drift_window
-        return trigger, version, share, window
-
     def _meet(self, start: int, stop: int) -> None:
         """Scores the samples that arrive before the first label."""
-        if start < min(stop, self._stop):
-            batch = self._cluster.put(self._feed.read(start, min(stop, self._stop)))
-            with self._cluster.over():
-                scores = self._score(deployed(self.state), batch)
-            self._scores.predicted(scores, min(stop, self._stop) - start)
+        stop = min(stop, self._stop)
+        if start < stop:
+            self._scores.predicted(self._taker.score(self.state, start, stop), stop - start)
 
-    def _finish_all(self, pending: Sequence[_Pending], bar: Bar) -> list[_Pending]:
+    def _finish_all(self, pending: Sequence[Pending], bar: Bar) -> list[Pending]:
         for one in pending:
             self._finish(one, bar)
         return []
 
-    def _finish(self, pending: _Pending, bar: Bar) -> None:
+    def _finish(self, pending: Pending, bar: Bar) -> None:
         scores, info = pending.outcome()
         made_at = time.time()
         version, samples = int(info.update.version), pending.trigger.stop - pending.trigger.start
@@ -319,6 +248,6 @@ class ContinuousTrainer:
         self._scores.restore(progress["scores"])
         self._in_a_row = progress["in_a_row"]
         self.summary = Summary(**progress["summary"])
-        self._feed.restore(start.sampler)
+        self._taker.feed.restore(start.sampler)
         for record in start.records:
             self._watch.update(record)

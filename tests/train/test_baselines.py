@@ -1,7 +1,7 @@
 """Full retraining, the frozen model, the paper's order, and models that runs share."""
 
 import dataclasses
-import json
+import functools
 
 import jax
 import numpy as np
@@ -11,26 +11,15 @@ from cdl_jax.data import load
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import classifier, create_model
-from cdl_jax.train import TrainConfig, job, run
+from cdl_jax.train import TrainConfig, job
 from cdl_jax.train.initial import fit, fit_step
 from cdl_jax.train.strategies import plan
+from tests.train import small
+from tests.train.small import metrics
 
 QUICK = TrainConfig(initial_samples=96, epochs=2, limit=80, batch_size=32, digest_every=1)
-
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def go(path, **changes):
-    config = dataclasses.replace(QUICK, log=str(path / "log"), run=str(path / "run"), **changes)
-    return run(config.checked())
-
-
-def lines(path):
-    return [json.loads(x) for x in (path / "run" / "metrics.jsonl").read_text().splitlines()]
+go = functools.partial(small.go, QUICK)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def served(path, at=None):
@@ -41,7 +30,7 @@ def served(path, at=None):
 
 def test_full_retraining_serves_a_model_trained_from_scratch_on_all_samples_so_far(tmp_path):
     summary = go(tmp_path, strategy="full", trigger=40)
-    assert [x["position"] for x in lines(tmp_path)] == [136, 176]
+    assert [x["position"] for x in metrics(tmp_path)] == [136, 176]
     data, config = load("digits"), dataclasses.replace(QUICK, strategy="full").checked()
     model = classifier(create_model("lenet5"), (data.mean, data.std))
     step = fit_step(model.loss_fn, plan(config).optimizer)
@@ -56,13 +45,13 @@ def test_the_frozen_model_stays_and_is_scored(tmp_path):
     summary = go(tmp_path, strategy="frozen", trigger=40)
     jax.tree.map(np.testing.assert_array_equal, served(tmp_path), served(tmp_path, 0))
     assert summary.accuracy == summary.frozen_accuracy > 0
-    assert [x["entries"] for x in lines(tmp_path)] == [0, 0]
+    assert [x["entries"] for x in metrics(tmp_path)] == [0, 0]
 
 
 def test_the_paper_s_order_changes_more_than_the_compressor_sends(tmp_path):
     go(tmp_path / "before", trigger=8, order="before", density=0.001)
     go(tmp_path / "after", trigger=8, order="after", density=0.001)
-    before, after = ([x["entries"] for x in lines(tmp_path / p)] for p in ("before", "after"))
+    before, after = ([x["entries"] for x in metrics(tmp_path / p)] for p in ("before", "after"))
     assert after == [67] * 10
     # Adam's moments move whatever they have met, already in the initial training.
     assert min(before) > 10_000

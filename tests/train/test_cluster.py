@@ -1,6 +1,7 @@
 """One model on several devices and in several processes."""
 
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -13,25 +14,17 @@ import pytest
 
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import CheckpointError, ConfigError, TrainingError
-from cdl_jax.train import TrainConfig, run
+from cdl_jax.train import TrainConfig
 from cdl_jax.train.arrival import Trigger
 from cdl_jax.train.cluster import Cluster
+from tests.train import small
 
 QUICK = {
     "initial_samples": 128, "epochs": 1, "limit": 64, "trigger": 8, "batch_size": 32,
     "density": 0.01, "snapshot_every": 4, "digest_every": 2, "checkpoint_every": 3,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def go(path, **changes):
-    places = {"log": str(path / "log"), "run": str(path / "run")}
-    return run(TrainConfig(**{**QUICK, **places, **changes}).checked())
+go = functools.partial(small.go, TrainConfig(**QUICK))
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def weights(path):

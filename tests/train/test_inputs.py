@@ -1,11 +1,9 @@
 """Runs on data of one's own: files, flat features, live streams, models from outside."""
 
-import dataclasses
+import functools
 import json
-import shutil
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,56 +12,24 @@ from cdl_jax.data.redis_source import to_entry
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.deploy.predictors import built_in
 from cdl_jax.errors import CheckpointError, ConfigError, DataError
-from cdl_jax.train import TrainConfig, run
-from cdl_jax.train.records import Records
+from cdl_jax.train import TrainConfig
 from tests.deploy.broker import Broker, needs_redis
+from tests.train import small
+from tests.train.small import crash, same_lineage
 
 QUICK = TrainConfig(
     initial_samples=64, epochs=1, limit=80, trigger=8, batch_size=32, density=0.05, model="mlp",
     snapshot_every=4, digest_every=0, checkpoint_every=3,
 )  # fmt: skip
+go = functools.partial(small.go, QUICK)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
 LABEL = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
-
-
-class Crash(BaseException):
-    pass
-
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def go(path, source=None, **changes):
-    places = {"log": str(path / "log"), "run": str(path / "run")}
-    return run(dataclasses.replace(QUICK, **{**places, **changes}).checked(), source)
-
-
-def crash(monkeypatch, path, version, source=None, **changes):
-    """Ends a run behind the log's append of a version, before its line of metrics."""
-    line = Records.line
-
-    def crashing(self, record):
-        if record["version"] == version:
-            raise Crash
-        line(self, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Records, "line", crashing)
-        with pytest.raises(Crash):
-            go(path, source, **changes)
 
 
 def blobs(path):
     log = open_log(str(path / "log"))
     return [log.read(v) for v in range(1, log.head() + 1)]
-
-
-def same_lineage(path, other):
-    (other / "log").mkdir(parents=True)
-    shutil.copy(path / "log" / "log.json", other / "log")
 
 
 def test_flat_features_from_files_are_trained_and_served(tmp_path):
@@ -147,8 +113,8 @@ def test_a_live_stream_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, monk
     assert (whole.samples, whole.versions) == (133, 17)  # the last of 5 samples
     same_lineage(tmp_path / "whole", tmp_path / "cut")
     source = stream(197)
-    crash(monkeypatch, tmp_path / "cut", 2, source, **settings)
-    crash(monkeypatch, tmp_path / "cut", 14, source, **settings)
+    crash(monkeypatch, 2, lambda: go(tmp_path / "cut", source, **settings))
+    crash(monkeypatch, 14, lambda: go(tmp_path / "cut", source, **settings))
     again = go(tmp_path / "cut", source, **settings)
     assert again.digest == whole.digest
     assert again.accuracy == whole.accuracy
@@ -212,7 +178,7 @@ def test_a_redis_stream_is_read_on_from_its_position(tmp_path, monkeypatch):
 
         settings = {"dataset": f"redis://127.0.0.1:{broker.port}/s", "limit": 72}
         add(0, 100)
-        crash(monkeypatch, tmp_path / "cut", 4, **settings)
+        crash(monkeypatch, 4, lambda: go(tmp_path / "cut", **settings))
         add(100, 150)
         cut = go(tmp_path / "cut", **settings)
         whole = go(tmp_path / "whole", **settings)

@@ -16,14 +16,7 @@ QUICK = TrainConfig(
     initial_samples=128, epochs=1, limit=80, trigger=8, batch_size=32, density=0.01,
     snapshot_every=4, digest_every=1,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    import jax
-
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not pass under strict
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def lines(path):

@@ -1,6 +1,6 @@
 """A run that is stopped anywhere goes on to the same bytes, or says why it does not."""
 
-import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -11,52 +11,18 @@ import pytest
 
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import CheckpointError, LogError
-from cdl_jax.train import TrainConfig, job, run
+from cdl_jax.train import TrainConfig, job
 from cdl_jax.train.checkpoint import Checkpoints
-from cdl_jax.train.records import Records
+from tests.train import small
+from tests.train.small import crash, same_lineage
 
 QUICK = TrainConfig(
     initial_samples=128, epochs=1, limit=80, trigger=8, batch_size=32, density=0.01,
     snapshot_every=4, digest_every=0, checkpoint_every=3,
 )  # fmt: skip
+go = functools.partial(small.go, QUICK)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 CLOCKS = ("full_at", "made_at", "acknowledged_at")
-
-
-class Crash(BaseException):
-    pass
-
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def go(path, **changes):
-    places = {"log": str(path / "log"), "run": str(path / "run")}
-    return run(dataclasses.replace(QUICK, **{**places, **changes}).checked())
-
-
-def crash(monkeypatch, path, version, **changes):
-    """Ends a run behind the log's append of a version, before its line of metrics."""
-    line = Records.line
-
-    def crashing(self, record):
-        if record["version"] == version:
-            self._lines.write('{"version": 7, "half')
-            raise Crash
-        line(self, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Records, "line", crashing)
-        with pytest.raises(Crash):
-            go(path, **changes)
-
-
-def same_lineage(path, other):
-    """Gives a log yet to be begun the first record of another: it holds a random number."""
-    (other / "log").mkdir(parents=True)
-    shutil.copy(path / "log" / "log.json", other / "log")
 
 
 def remains(path):
@@ -106,7 +72,7 @@ def test_a_run_that_stopped_makes_the_same_bytes(tmp_path, monkeypatch, whole):
     assert entries[30:35] == [entries[0]] * 2 + [entries[32]] * 3
     assert entries[32] > 8 * entries[0]  # two versions later, for the rest of 32 samples
     same_lineage(whole, tmp_path)
-    crash(monkeypatch, tmp_path, 34, **DRIFTING)
+    crash(monkeypatch, 34, lambda: go(tmp_path, **DRIFTING))
     log = open_log(str(tmp_path / "log"))
     assert log.head() == 34
     begun = []
@@ -162,7 +128,7 @@ def test_a_new_lineage_goes_on_from_the_checkpoint_in_a_log_of_its_own(tmp_path,
 
 def test_a_replay_reads_when_the_time_trigger_fired(tmp_path, monkeypatch):
     timed = {"trigger_seconds": 0.2, "pace": 100.0, "digest_every": 0}
-    crash(monkeypatch, tmp_path, 2, **timed)
+    crash(monkeypatch, 2, lambda: go(tmp_path, **timed))
     stops = (tmp_path / "run" / "triggers.txt").read_text().splitlines()
     log = open_log(str(tmp_path / "log"))
     blobs = [log.read(v) for v in range(1, log.head() + 1)]

@@ -1,7 +1,7 @@
 """Many triggers under one program: the same stream, the same promises."""
 
 import dataclasses
-import json
+import functools
 
 import jax
 import numpy as np
@@ -9,23 +9,16 @@ import pytest
 
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import ConfigError
-from cdl_jax.train import TrainConfig, run
+from cdl_jax.train import TrainConfig
+from tests.train import small
+from tests.train.small import metrics
 
 QUICK = TrainConfig(
     initial_samples=128, epochs=1, limit=84, trigger=8, batch_size=32, density=0.01,
     snapshot_every=100, digest_every=0, checkpoint_every=100, scan=4,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def go(path, **changes):
-    config = dataclasses.replace(QUICK, log=str(path / "log"), run=str(path / "run"), **changes)
-    return run(config.checked())
+go = functools.partial(small.go, QUICK)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def served(path):
@@ -36,10 +29,6 @@ def served(path):
     return replica.full_digest(), leaves
 
 
-def lines(path):
-    return [json.loads(x) for x in (path / "run" / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_scanned_run_is_followed_to_the_bit_and_learns_what_steps_learn(tmp_path):
     summary = go(tmp_path / "scan")
     stepped = go(tmp_path / "steps", scan=1)
@@ -48,7 +37,7 @@ def test_a_scanned_run_is_followed_to_the_bit_and_learns_what_steps_learn(tmp_pa
     assert digest == summary.digest
     for ours, theirs in zip(leaves, served(tmp_path / "steps")[1], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    rows = zip(lines(tmp_path / "scan"), lines(tmp_path / "steps"), strict=True)
+    rows = zip(metrics(tmp_path / "scan"), metrics(tmp_path / "steps"), strict=True)
     for ours, theirs in rows:
         for name in ("version", "position", "samples", "entries"):
             assert ours[name] == theirs[name]
