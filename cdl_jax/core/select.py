@@ -96,7 +96,9 @@ def _large(acc: jax.Array, k: int) -> jax.Array:
 
 
 def _sorted_top_k(x: jax.Array, k: int) -> jax.Array:
-    return jnp.sort(jax.lax.top_k(jnp.abs(x), k)[1].astype(jnp.int32), axis=-1)
+    # One NaN for all: top_k orders them by their bits.
+    magnitudes = jnp.where(jnp.isnan(x), jnp.nan, jnp.abs(x)).astype(x.dtype)
+    return jnp.sort(jax.lax.top_k(magnitudes, k)[1].astype(jnp.int32), axis=-1)
 
 
 def error_feedback_random_k(

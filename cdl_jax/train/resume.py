@@ -16,6 +16,8 @@ from cdl_jax.train.checkpoint import Checkpoints, Saved
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.wire import decode_update
 
+FORM = 1  # of what a checkpoint's record and sampler hold; another form needs another number
+
 
 class Start(NamedTuple):
     """Where a run starts: at version 0, or from a checkpoint."""
@@ -63,7 +65,7 @@ class Writer:
 
     def save(self, version: int, state: TrainState, sampler: Any, progress: Any) -> None:
         """Begins to write a checkpoint."""
-        record = {"progress": progress, **self.facts}
+        record = {"form": FORM, "progress": progress, **self.facts}
         self._newest.save(version, {"state": state, "sampler": sampler}, record)
 
     def close(self) -> None:
@@ -95,8 +97,15 @@ def check_same(saved: Saved, config: TrainConfig, writer: Writer) -> None:
     """Whether this run makes the checkpoint's bits again.
 
     Raises:
-      CheckpointError: names what is other, unless a new lineage is asked for.
+      CheckpointError: names what is other, unless a new lineage is asked for; also where another
+        version of this library wrote it in a form of its own.
     """
+    form = saved.record.get("form")
+    if form != FORM:
+        raise CheckpointError(
+            f"the checkpoints in {writer.folder} have form {form}, this cdl_jax reads {FORM}: go "
+            "on with the version that wrote them, or give a new --run folder and a new --log"
+        )
     for what in ("program", "config"):
         mine, its = writer.facts[what], saved.record.get(what)
         if mine != its and not config.new_lineage:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cdl_jax.core import select
 from tests.core.helpers import check_indices
@@ -24,6 +26,48 @@ def pick(form, acc, k):
 def _pick(form, update, residual, k):
     # The residual comes from outside: XLA would drop the addition of a constant zero.
     return form([update], [residual], (k,), global_scope=False)
+
+
+def add(update, residual):
+    """As XLA adds them, which flushes some subnormals; the selection is NumPy's."""
+    return np.asarray(jax.jit(jnp.add)(update, residual))
+
+
+@st.composite
+def trees(draw):
+    """Updates and residuals of one of three trees, from few values or from all bits."""
+    sizes = draw(st.sampled_from([(1,), (9, 300, 9), (70, 1, 2000)]))
+    dtype = jnp.dtype(draw(st.sampled_from(["float32", "float16", "bfloat16"])))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if draw(st.booleans()):
+        pool = np.array([0, -0.0, 1e-40, 6e-8, 0.5, -0.5, 2, -3, np.inf, np.nan]).astype(dtype)
+        values = functools.partial(rng.choice, pool[: draw(st.integers(1, pool.size))])
+    else:
+        bytes_of = dtype.itemsize
+        values = lambda n: np.frombuffer(rng.bytes(n * bytes_of), dtype)
+    return [values(n) for n in sizes], [values(n) for n in sizes]
+
+
+@settings(deadline=None, max_examples=150)
+@given(tree=trees(), density=st.sampled_from([0.01, 0.3, 1.0]), global_scope=st.booleans())
+def test_every_float_in_both_scopes_equals_the_oracle(tree, density, global_scope):
+    updates, residuals = tree
+    accs = [add(u, r) for u, r in zip(updates, residuals, strict=True)]
+    scoped = [np.concatenate(accs)] if global_scope else accs
+    ks = tuple(max(1, int(density * acc.size)) for acc in scoped)
+    indices, sent, kept = _select(updates, residuals, ks, global_scope)
+    kept = [np.concatenate(kept)] if global_scope else kept
+    for acc, k, at, values, rest in zip(scoped, ks, indices, sent, kept, strict=True):
+        np.testing.assert_array_equal(at, largest(acc.astype(np.float64), k))
+        assert np.asarray(values).tobytes() == acc[np.asarray(at)].tobytes()
+        expected = acc.copy()
+        expected[np.asarray(at)] = 0
+        assert np.asarray(rest).tobytes() == expected.tobytes()
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _select(updates, residuals, ks, global_scope):
+    return select.xla_top_k(updates, residuals, ks, global_scope=global_scope)
 
 
 FORMS = [select.error_feedback_top_k, select.xla_top_k]

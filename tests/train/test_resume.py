@@ -11,7 +11,7 @@ import pytest
 
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import CheckpointError, LogError
-from cdl_jax.train import TrainConfig, job
+from cdl_jax.train import TrainConfig, job, resume
 from cdl_jax.train.checkpoint import Checkpoints
 from tests.train import small
 from tests.train.small import crash, same_lineage
@@ -99,6 +99,10 @@ def test_what_a_checkpoint_cannot_go_on_to_is_refused(tmp_path, monkeypatch, who
         )
         with pytest.raises(CheckpointError, match=r"another program \(threads is 99 here"):
             go(tmp_path, **DRIFTING)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "FORM", 2)
+        with pytest.raises(CheckpointError, match="have form 1, this cdl_jax reads 2"):
+            go(tmp_path, **DRIFTING, new_lineage=True)
     with pytest.raises(CheckpointError, match="does not hold version 35"):
         go(tmp_path, **DRIFTING, log=str(tmp_path / "new"))
     (tmp_path / "log" / "updates" / "000000000035").write_bytes(
