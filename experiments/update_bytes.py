@@ -30,6 +30,7 @@ from cdl_jax.core.compress import Scope
 from cdl_jax.core.rounding import Values
 from cdl_jax.data import ImageData, load
 from cdl_jax.models import classifier, create_model
+from cdl_jax.wire.keys import SigningKey
 from experiments.cells import FORMS, MODELS, SCOPES
 from experiments.runs import conditions, save
 
@@ -100,7 +101,7 @@ class Gradients:
             params, model_state, tx.init(params), self.data.batch(np.arange(BATCH))
         ).compile()  # it outlives the caches that are cleared between rows
         self.start = params, model_state, tx.init(params)
-        self.rng = np.random.default_rng(0)
+        self.rng, self.key = np.random.default_rng(0), SigningKey.generate()
         for _ in range(dense_steps):
             batch = self.data.batch(self.rng.integers(0, PAST, BATCH))
             moves, model_state, opt_state = self.updates(*self.start, batch)
@@ -119,7 +120,7 @@ class Gradients:
             moves, model_state, opt_state = given
             state, info = step(state, None, {"updates": moves, "model_state": model_state})
             update = jax.device_get(info.update)
-            sizes.append(len(cdl_jax.encode_update(update)))
+            sizes.append(len(cdl_jax.encode_update(update, key=self.key)))
         assert update is not None
         dense = sum(x.nbytes for x in jax.tree.leaves(cdl_jax.deployed(state)))
         size = sum(sizes[-MEASURED:]) / MEASURED
@@ -145,7 +146,7 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 def _save(options: Options, rows: list[dict[str, Any]]) -> None:
     about = (
         f"Real updates after {options.dense_steps} dense steps from random weights (seed 0), means "
-        f"of {MEASURED}; headers, digest and BatchNorm statistics included, not signed."
+        f"of {MEASURED}; headers, digest, signature and BatchNorm statistics included."
     )
     where = conditions("python -m experiments.update_bytes")
     save(options.results, FILE, {"about": about, **where, "rows": sorted(rows, key=_order)})
