@@ -59,6 +59,15 @@ class _Rivers:
         return bool(self._detector.drift_detected)
 
 
+class _Rise(_Rivers):
+    """ADWIN finds any new level of the loss; a lower one, as after an answer, is no drift."""
+
+    def update(self, value: float) -> bool:
+        """See `Detector`."""
+        before = self._detector.estimation
+        return super().update(value) and self._detector.estimation > before
+
+
 # The value of `threshold` by default: ADWIN's delta, Page-Hinkley's lambda, a fall of accuracy.
 DETECTORS = {"adwin": 0.002, "page_hinkley": 5.0, "accuracy": 0.1}
 
@@ -82,7 +91,7 @@ def detector(name: str, threshold: float | None) -> Detector:
     except ImportError as error:
         raise ConfigError(f"detector {name} needs river: pip install 'cdl_jax[drift]'") from error
     if name == "adwin":
-        return _Rivers(drift.ADWIN(delta=threshold, clock=8))
+        return _Rise(drift.ADWIN(delta=threshold, clock=8))
     return _Rivers(drift.PageHinkley(threshold=threshold, mode="up"))
 
 

@@ -35,6 +35,12 @@ def test_a_sudden_drift_is_found_soon_and_nothing_before(name):
     assert not any(calm.update(record) for record in records(sudden(at=500)))
 
 
+def test_a_better_level_is_no_drift():
+    pytest.importorskip("river")
+    watch = Watch(TrainConfig(on_drift="share", detector="adwin"))
+    assert not any(watch.update(record) for record in records(sudden()[::-1]))
+
+
 def test_rivers_detectors_are_rivers():
     drift = pytest.importorskip("river").drift
     theirs, mine = drift.PageHinkley(threshold=5.0, mode="up"), []
