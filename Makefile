@@ -45,6 +45,12 @@ mnist: $(READY)
 cifar10: $(READY)
 	$(BIN)/python -m experiments.grid --dataset cifar10 --profile $(PROFILE) $(GRID)
 
+.PHONY: drift overhead checkpoint-cost
+# MNIST streams that change, by how the trainer draws and answers; then its table.
+drift: $(READY)
+	$(BIN)/python -m experiments.grid --dataset mnist --profile drift $(GRID)
+	$(BIN)/python -m experiments.report --only drift
+
 experiments: mnist cifar10 report
 
 report: $(READY)
@@ -59,6 +65,12 @@ training-time: $(READY)
 
 update-bytes: $(READY)
 	$(BIN)/python -m experiments.update_bytes
+
+overhead: $(READY)
+	$(BIN)/python -m experiments.overhead
+
+checkpoint-cost: $(READY)
+	$(BIN)/python -m experiments.checkpoint_cost
 
 mnist-digests: $(READY)
 	$(BIN)/python -m experiments.mnist_digests --backend numpy

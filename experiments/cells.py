@@ -21,6 +21,7 @@ MODELS = {"mnist": ("lenet5",), "cifar10": ("resnet18", "mobilenet_v2", "resnet5
 PROFILES: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist", "full"): {"initial_samples": 10_000, "epochs": 10},
     ("mnist", "quick"): {"initial_samples": 2_000, "epochs": 5, "limit": 8_000},
+    ("mnist", "drift"): {"initial_samples": 30_000, "epochs": 5},  # see `drift_cells`
     ("cifar10", "full"): {"initial_samples": 10_000, "epochs": 25},
     ("cifar10", "quick"): {"initial_samples": 2_000, "epochs": 5, "limit": 4_000},
 }

@@ -23,14 +23,15 @@ from cdl_jax.errors import CdlError
 from cdl_jax.models.torchvision import content_digest
 from cdl_jax.train import TrainConfig, run
 from cdl_jax.train.job import program
-from experiments.cells import MODELS, Cell, cells, settings
+from experiments import drift_cells
+from experiments.cells import MODELS, PROFILES, Cell, cells, settings
 from experiments.runs import conditions
 
 RESULTS = pathlib.Path("experiments/results")
 RUNS = pathlib.Path("runs/grid")
 POINTS = 50  # of a curve
 SCANNED = ("sparse", "proactive")  # strategies that an accelerator takes many triggers of at once
-Profile = Literal["full", "quick"]
+Profile = Literal["full", "quick", "drift"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Options:
     dataset: Literal["mnist", "cifar10"] = "mnist"
     """Which of the paper's data sets."""
     profile: Profile = "full"
-    """full: the paper's settings. quick: a small form of them."""
+    """full: the paper's settings. quick: a small form of them. drift: streams that change."""
     models: tuple[str, ...] = ()
     """Of the data set's models, these alone."""
     only: tuple[str, ...] = ()
@@ -78,6 +79,11 @@ class Task:
 
 def main(options: Options) -> int:
     """Runs what is missing; 130 when interrupted, 1 when a cell cannot be run."""
+    if (options.dataset, options.profile) not in PROFILES:
+        known = ", ".join(p for d, p in PROFILES if d == options.dataset)
+        print(f"experiments: {options.dataset} has no profile {options.profile}; give one of "
+              f"{known}", file=sys.stderr)  # fmt: skip
+        return 2
     todo = [t for t in tasks(options) if options.limit or not t.result.exists()]
     for number, task in enumerate(todo):
         print(f"[{number + 1}/{len(todo)}] {task.dataset} {task.profile} {task.name}", flush=True)
@@ -97,7 +103,8 @@ def main(options: Options) -> int:
 def tasks(options: Options) -> Iterator[Task]:
     """All that the options name, in the order that they run."""
     for model in options.models or _models(options):
-        chosen = [c for c in cells(options.dataset) if _wanted(c, options)]
+        known = drift_cells.cells() if options.profile == "drift" else cells(options.dataset)
+        chosen = [c for c in known if _wanted(c, options)]
         turns = [(c, seed) for c in chosen for seed in range(_seeds(c, model, options))]
         # What needs several seeds comes first, seed by seed: an unfinished grid shows the most.
         for cell, seed in sorted(turns, key=lambda t: (t[0].seeds == 1, t[1])):
@@ -139,9 +146,10 @@ def keep(task: Task, folder: pathlib.Path, summary: Any, made_by: list[Any], wei
     """Writes a task's result: what it was, its curve, its summary; a line each."""
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     command = f"python -m experiments.grid --dataset {task.dataset} --profile {task.profile}"
+    chosen = settings(task.dataset, task.profile, task.model, task.cell)
     header = {
         "cell": task.cell.name, "model": task.model, "seed": task.seed, "profile": task.profile,
-        "settings": settings(task.dataset, task.profile, task.model, task.cell),
+        "settings": chosen,
         "initial_weights": weights, "programs": made_by,
         "commit": json.loads((folder / "about.json").read_text())["commit"],
         **conditions(f"{command} --models {task.model} --only {task.cell.name}"),
@@ -149,6 +157,8 @@ def keep(task: Task, folder: pathlib.Path, summary: Any, made_by: list[Any], wei
     out = dataclasses.asdict(summary)
     if not task.cell.ships:
         out["bytes_sent"] = out["versions"] * out["dense_bytes"]
+    if task.profile == "drift":
+        header["stream"] = drift_cells.stream(TrainConfig(**chosen, seed=task.seed), lines)
     rows = [header, *curve(lines), {"summary": out}]
     task.result.parent.mkdir(parents=True, exist_ok=True)
     draft = task.result.with_suffix(".part")
@@ -213,13 +223,13 @@ def _models(options: Options) -> tuple[str, ...]:
 
 def _wanted(cell: Cell, options: Options) -> bool:
     named = not options.only or cell.name.startswith(options.only)
-    return named and (options.profile == "full" or cell.quick)
+    return named and (options.profile != "quick" or cell.quick)
 
 
 def _seeds(cell: Cell, model: str, options: Options) -> int:
     if options.seeds is not None:
         return options.seeds
-    several = options.profile == "full" and model in ("lenet5", "resnet18")
+    several = options.profile != "quick" and model in ("lenet5", "resnet18")
     return cell.seeds if several else 1
 
 

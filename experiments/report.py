@@ -20,6 +20,7 @@ from experiments.figures import (
     accuracy_over_stream,
     accuracy_time,
     changed_parameters,
+    drift,
     order,
     strategies,
     update_bytes,
@@ -53,7 +54,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Writes what there are results for."""
-    known = [*FIGURES, "update_bytes"]
+    known = [*FIGURES, "drift", "update_bytes"]
     wrong = [name for name in options.only if name not in known]
     if wrong:
         print(f"experiments: no figure {wrong[0]!r}; give one of {', '.join(known)}",
@@ -64,6 +65,8 @@ def main(options: Options) -> int:
             for profile in ("full", "quick"):
                 for model in models:
                     of_model(options, load(dataset, profile, model))
+    if options.dataset in (None, "mnist") and (not options.only or "drift" in options.only):
+        of_drift(options, load("mnist", "drift", "lenet5"))
     if not options.only or "update_bytes" in options.only:
         bytes_of_models(options)
     return 0
@@ -85,6 +88,16 @@ def of_model(options: Options, results: Results) -> None:
         print(folder / "report.md")
     else:
         print("\n".join(parts))
+
+
+def of_drift(options: Options, results: Results) -> None:
+    """The tables of the streams that change, if there are any results."""
+    if results.by_cell:
+        folder = pathlib.Path(options.out) / "mnist-drift"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = drift.draw(results, folder, "make report (runs: make drift)")
+        (folder / "report.md").write_text(f"# Drift: {results.model} on MNIST\n\n{text}")
+        print(folder / "report.md")
 
 
 def bytes_of_models(options: Options) -> None:

@@ -1,0 +1,243 @@
+"""What a trainer does around the jitted step, in shares of it: LeNet5 on MNIST, sparse 1e-3, a log.
+
+Clocks are put around the parts of the real loop from outside, a part inside another counting for
+itself alone. The step is what its dispatch and the wait for its results take; `step_alone` is the
+same compiled step, one after another on one batch, without a loop around it. Prequential scoring
+runs a second program on the device: its time there is in the step's wait, and `score_alone` beside
+it. Host work is partly hidden behind the next step, which is on its way while a version is
+published: `hidden_included` counts it in full, `seen` is what the loop takes longer than its
+programs alone. Expected: under 10%.
+
+    python -m experiments.overhead          about 2 minutes on 2 CPU cores
+"""
+
+import collections
+import contextlib
+import cProfile
+import dataclasses
+import pathlib
+import pstats
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from cdl_jax.core.step import deployed
+from cdl_jax.data import load
+from cdl_jax.deploy import publisher
+from cdl_jax.deploy.outbox import Outbox
+from cdl_jax.train import TrainConfig, delivery, loop, run, taker
+from cdl_jax.train.cluster import Cluster
+from cdl_jax.train.feed import Feed, shapes
+from cdl_jax.train.frozen import FrozenModel
+from cdl_jax.train.inputs import model_for
+from cdl_jax.train.job import deployable, untrained
+from cdl_jax.train.records import Bar, Records
+from cdl_jax.train.scorecard import Scorecard
+from cdl_jax.train.scoring import scorer
+from cdl_jax.train.steps import Steps
+from experiments.runs import conditions, save
+
+OVERHEAD = ("sampling", "feeding", "scoring", "metrics", "encoding", "appending", "loop")
+PLACES = (
+    (Feed, "positions", "sampling"), (Feed, "batch", "feeding"), (Feed, "read", "feeding"),
+    (Cluster, "put", "feeding"), (Steps, "prepare", "step"), (Steps, "take", "step"),
+    (FrozenModel, "right", "scoring"), (Scorecard, "predicted", "metrics"),
+    (Scorecard, "labelled", "metrics"), (Scorecard, "count", "metrics"),
+    (Records, "trigger", "metrics"), (Records, "line", "metrics"), (Bar, "show", "metrics"),
+    (publisher.Publisher, "tell", "metrics"), (publisher, "encode_update", "encoding"),
+    (delivery.Delivery, "deliver", "encoding"), (Outbox, "update", "appending"),
+    (loop.ContinuousTrainer, "keep", "checkpoint"),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of the measurement."""
+
+    rounds: int = 5
+    """Runs, each beside as many steps alone."""
+    limit: int = 8_000
+    """Samples of the stream in each: a version is 8."""
+    seed: int = 0
+    """Of the runs."""
+    folder: str = "runs/overhead"
+    """Logs and run folders; emptied first."""
+    results: str = "experiments/results"
+    """Folder of the result."""
+
+
+class Clock:
+    """Seconds of each part of each version; what a part takes inside another is its own alone."""
+
+    def __init__(self):
+        self.versions: list[dict[str, float]] = []
+        self._now, self._inner = collections.Counter[str](), [0.0]
+        self._last = time.perf_counter()
+
+    def around(self, work: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """The same work, timed."""
+
+        def timed(*args: Any, **more: Any) -> Any:
+            begun = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return work(*args, **more)
+            finally:
+                took = time.perf_counter() - begun
+                self._now[part] += took - self._inner.pop()
+                self._inner[-1] += took
+
+        return timed
+
+    def version_ends(self) -> None:
+        """Closes a version's account: the rest of its time is the loop's."""
+        now = time.perf_counter()
+        rest = now - self._last - sum(self._now.values())
+        self.versions.append({**self._now, "loop": rest, "total": now - self._last})
+        self._now.clear()
+        self._last = now
+
+
+def main(options: Options) -> int:
+    """Measures, writes overhead.json, prints it."""
+    config, rows, alone = _config(options), [], []
+    bare = Bare(config)
+    for number in range(options.rounds):
+        print(f"[{number + 1}/{options.rounds}]", file=sys.stderr, flush=True)
+        rows += in_the_loop(config)
+        alone += bare.times(len(rows) // (number + 1))
+    words = f"--rounds {options.rounds} --limit {options.limit} --seed {options.seed}"
+    result = {
+        "about": "Median milliseconds a version; shares of the step alone.",
+        "settings": "LeNet5, MNIST, sparse 1e-3 per tensor, trigger 8, batch 128, folder log",
+        "seed": options.seed,
+        "versions": len(rows),
+        **summary(rows, alone),
+        "profile": profile(config),
+        **conditions(f"python -m experiments.overhead {words}"),
+    }
+    save(options.results, "overhead.json", result)
+    return 0
+
+
+def in_the_loop(config: TrainConfig) -> list[dict[str, float]]:
+    """Seconds by part of each version of a run but for the first ones, which warm up."""
+    clock = Clock()
+    with clocks(clock):
+        _fresh(config)
+    return clock.versions[100:]
+
+
+def summary(rows: list[dict[str, float]], alone: list[tuple[float, float]]) -> dict[str, Any]:
+    """Medians by part, and what of them is overhead."""
+    parts = {name: _median([row.get(name, 0.0) for row in rows])
+             for name in ("step", *OVERHEAD, "checkpoint", "total")}  # fmt: skip
+    step, score = (_median(column) for column in zip(*alone, strict=True))
+    overhead = sum(parts[name] for name in OVERHEAD)
+    return {
+        "parts_ms": {name: round(x, 4) for name, x in parts.items()},
+        "step_alone_ms": round(step, 4),
+        "score_alone_ms": round(score, 4),
+        "overhead_ms": round(overhead, 4),
+        "overhead / step": {
+            "hidden_included": round(overhead / step, 4),
+            "seen": round((parts["total"] - step - score) / step, 4),
+        },
+    }
+
+
+@contextlib.contextmanager
+def clocks(clock: Clock) -> Iterator[None]:
+    """The trainer with clocks around its parts."""
+    pending, score, finish = taker.Pending, taker.scorer, loop.ContinuousTrainer._finish
+
+    def awaited(trigger: Any, arrived: int, outcome: Any) -> Any:
+        return pending(trigger, arrived, clock.around(outcome, "step"))
+
+    def finished(*args: Any) -> None:
+        finish(*args)
+        clock.version_ends()
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, part in PLACES:
+            timed = clock.around(getattr(owner, name), part)
+            stack.enter_context(mock.patch.object(owner, name, timed))
+        scored = mock.patch.object(taker, "scorer", lambda *a: clock.around(score(*a), "scoring"))
+        stack.enter_context(scored)
+        stack.enter_context(mock.patch.object(taker, "Pending", awaited))
+        stack.enter_context(mock.patch.object(loop.ContinuousTrainer, "_finish", finished))
+        yield
+
+
+class Bare:
+    """The run's compiled step and scoring, without a loop around them."""
+
+    def __init__(self, config: TrainConfig):
+        data = load(config.dataset)
+        model = model_for(config, data)
+        self._steps, self._score = Steps(config, model.loss_fn), scorer(model)
+        self._state = deployable(config, untrained(config, data, model))
+        self._batch = jax.tree.map(jnp.asarray, shapes(config, data))
+        self._new = jax.tree.map(jnp.asarray, data.batch(range(config.trigger)))
+
+    def times(self, count: int) -> list[tuple[float, float]]:
+        """Seconds of so many steps and scorings, one after another."""
+        return [self._one() for _ in range(count)]
+
+    def _one(self) -> tuple[float, float]:
+        begun = time.perf_counter()
+        self._state, info = self._steps.take(self._state, self._batch)
+        jax.device_get(info)
+        stepped = time.perf_counter()
+        jax.device_get(self._score(deployed(self._state), self._new))
+        return stepped - begun, time.perf_counter() - stepped
+
+
+def profile(config: TrainConfig, rows: int = 20) -> list[dict[str, Any]]:
+    """The functions of such a run that took most time of their own, by cProfile."""
+    profiler = cProfile.Profile()
+    with mock.patch.object(
+        loop.ContinuousTrainer, "run", _profiled(profiler, loop.ContinuousTrainer.run)
+    ):
+        _fresh(config)
+    stats: Any = pstats.Stats(profiler)
+    ordered = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:rows]
+    return [
+        {"function": f"{'/'.join(pathlib.Path(file).parts[-2:])}:{name}", "calls": calls,
+         "own_ms": round(1000 * own, 1), "cumulative_ms": round(1000 * whole, 1)}
+        for (file, _, name), (_, calls, own, whole, _) in ordered
+    ]  # fmt: skip
+
+
+def _profiled(profiler: cProfile.Profile, work: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: profiler.runcall(work, *args)
+
+
+def _config(options: Options) -> TrainConfig:
+    folder = options.folder
+    return TrainConfig(
+        dataset="mnist", density=1e-3, trigger=8, seed=options.seed, limit=options.limit,
+        log=f"{folder}/log", run=f"{folder}/run", initial=f"{folder}/initial",
+    ).checked()  # fmt: skip
+
+
+def _fresh(config: TrainConfig) -> None:
+    for folder in (config.log, config.run):
+        shutil.rmtree(str(folder), ignore_errors=True)
+    run(config)
+
+
+def _median(seconds: Any) -> float:
+    return 1000 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
