@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 
 PROFILE ?= full
 .PHONY: demo test lint bench faults deploy-bench mnist cifar10 experiments report figure \
-	training-time update-bytes mnist-digests mnist-values fuzz resume-faults clean
+	example-stream training-time update-bytes mnist-digests mnist-values fuzz resume-faults clean
 
 $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/native/*.h)
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,13 @@ $(READY): pyproject.toml CMakeLists.txt $(wildcard cdl_jax/native/*.cc cdl_jax/n
 
 demo: $(READY)
 	$(BIN)/python -m experiments.demo --dataset $(DATASET)
+
+$(VENV)/.example: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,example]'
+	touch $@
+
+example-stream: $(VENV)/.example
+	$(BIN)/python -m experiments.example_stream
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from cdl_jax.data.samples import inputs_of
+
 Tree = Any  # nested dicts of arrays
+Inputs = Any  # an array, or a dict of arrays by field
 Metrics = dict[str, Array]
 
 
 class InitFn(Protocol):
-    def __call__(self, key: Array, sample_input: Array) -> tuple[Tree, Tree]: ...
+    def __call__(self, key: Array, sample_input: Inputs) -> tuple[Tree, Tree]: ...
 
 
 class LossFn(Protocol):
@@ -24,7 +27,7 @@ class LossFn(Protocol):
 
 
 class PredictFn(Protocol):
-    def __call__(self, params: Tree, model_state: Tree, inputs: Array) -> Array: ...
+    def __call__(self, params: Tree, model_state: Tree, inputs: Inputs) -> Array: ...
 
 
 class Classifier(NamedTuple):
@@ -36,15 +39,16 @@ class Classifier(NamedTuple):
 
 
 def classifier(
-    module: nn.Module, normalize: tuple[Any, Any] | None = None, field: str = "image"
+    module: nn.Module, normalize: tuple[Any, Any] | None = None, field: str | None = "image"
 ) -> Classifier:
-    """Makes `init_fn`, `loss_fn` and `predict_fn` of an image classifier.
+    """Makes `init_fn`, `loss_fn` and `predict_fn` of a classifier, of images or other fields.
 
     Args:
       module: maps float32 images [B, H, W, C] to logits [B, classes]; called with `train`.
       normalize: mean and standard deviation, numbers or one per channel, in units of [0, 1].
         uint8 images become (image / 255 - mean) / std; float images are taken as they are.
-      field: of a batch that the module takes.
+      field: of a batch that the module takes. None: all but the label, as a dict by field where
+        there are several.
 
     Returns:
       `init_fn(key, sample_input) -> (params, model_state)`; `loss_fn(params, model_state,
@@ -55,7 +59,7 @@ def classifier(
     """
     prepare = _normalizer(normalize)
 
-    def init_fn(key: Array, sample_input: Array) -> tuple[Tree, Tree]:
+    def init_fn(key: Array, sample_input: Inputs) -> tuple[Tree, Tree]:
         # Compiled: the forward pass, of which only the shapes matter, falls away.
         start = jax.jit(functools.partial(module.init, train=False))
         variables: Any = start(key, prepare(sample_input))
@@ -67,7 +71,7 @@ def classifier(
         variables = {"params": params, "batch_stats": model_state}
         logits, updates = module.apply(
             variables,
-            prepare(batch[field]),
+            prepare(inputs_of(batch) if field is None else batch[field]),
             train=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],
@@ -77,7 +81,7 @@ def classifier(
         accuracy = (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
         return loss, (updates.get("batch_stats", {}), {"accuracy": accuracy})
 
-    def predict_fn(params: Tree, model_state: Tree, inputs: Array) -> Array:
+    def predict_fn(params: Tree, model_state: Tree, inputs: Inputs) -> Array:
         variables = {"params": params, "batch_stats": model_state}
         logits: Any = module.apply(variables, prepare(inputs), train=False)
         return logits
@@ -86,8 +90,8 @@ def classifier(
 
 
 def _normalizer(normalize: tuple[Any, Any] | None):
-    def prepare(images: Array) -> Array:
-        if images.dtype != jnp.uint8:
+    def prepare(images: Inputs) -> Inputs:
+        if getattr(images, "dtype", None) != jnp.uint8:
             return images
         if normalize is None:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +121,24 @@ def test_loss_and_accuracy_are_those_of_the_logits():
     np.testing.assert_allclose(loss, -np.log(shares[np.arange(16), label]).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(1) == label).mean(), rtol=1e-6)
     assert new_state == state == {}
+
+
+def test_a_classifier_of_several_fields_takes_all_but_the_label():
+    class Sum(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False):
+            assert set(inputs) == {"category", "number"}
+            embedded = nn.Embed(5, 2)(inputs["category"])
+            return nn.Dense(3)(jnp.concatenate([embedded, inputs["number"]], axis=1))
+
+    init_fn, loss_fn, predict_fn = classifier(Sum(), field=None)
+    inputs = {"category": jnp.arange(4), "number": jnp.ones((4, 1))}
+    params, state = init_fn(jax.random.key(0), inputs)
+    logits = np.asarray(predict_fn(params, state, inputs), np.float64)
+    batch = {**inputs, "label": jnp.zeros(4, jnp.int32)}
+    loss, _ = loss_fn(params, state, batch, jax.random.key(0))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(loss, -np.log(shares[:, 0]).mean(), rtol=1e-5)
 
 
 def test_initialisation_is_torchs():
