@@ -68,7 +68,7 @@ class Options:
     trigger: int = 32
     """New labels that trigger a step."""
     density: float = 0.01
-    """Share of each tensor's entries that a sparse update sends."""
+    """Share of the model's entries that a sparse update sends."""
     pace: float = 4000.0
     """Flights a second at which the followed run's stream arrives."""
     out: str = "experiments/results"
