@@ -20,15 +20,18 @@ from experiments.cells import Cell
 BLOCK = 128  # samples; every trigger here divides it
 SCENARIOS = ("label_permutation", "class_incremental")
 POLICIES = get_args(Policy)
-# A usual window holds samples from before a drift for as long as the answer lasts.
-AWARE = {
-    "history": "window", "on_drift": "share+window+density", "drift_samples": 5000,
-}  # fmt: skip
+# Chosen on seed 10, which is none of the table's. The past fades, and never goes at once: it is
+# worth keeping where classes come, and has to go where labels change their meaning.
+RECENT = {"history": "exponential", "history_size": 2000}
 SETTINGS: dict[str, dict[str, Any]] = {
     "online": {"strategy": "online", "trigger": 128},
     **{policy: {"history": policy} for policy in POLICIES},
-    "drift_aware": AWARE,
-}
+    "exponential_2000": RECENT,
+    "drift_aware": {**RECENT, "on_drift": "share+density", "drift_samples": 5000},
+    "drift_window": {
+        "history": "window", "on_drift": "share+window+density", "drift_samples": 5000,
+    },
+}  # fmt: skip
 
 
 def cells() -> list[Cell]:
