@@ -57,10 +57,10 @@ def online() -> Cell:
     return Cell("online-128", {"strategy": "online", "trigger": 128}, ships=False)
 
 
-def proactive(trigger: int) -> Cell:
+def proactive(trigger: int, **more: Any) -> Cell:
     """Dense proactive training."""
     settings = {"strategy": "proactive", "trigger": trigger}
-    return Cell(f"proactive-{trigger}", settings, quick=trigger in (8, 32), ships=False)
+    return Cell(f"proactive-{trigger}", settings, ships=False, **more)
 
 
 def sparse(
@@ -95,12 +95,16 @@ def everything_that_changed() -> Cell:
 
 def cells(dataset: str) -> list[Cell]:
     """All runs of a data set, those that most figures need first."""
-    dense = [proactive(t) for t in TRIGGERS]
+    small = dataset == "mnist"  # its quick profile has the time for more
+    dense = [proactive(t, quick=t == 8 or (small and t == 32)) for t in TRIGGERS]
     main = [
-        sparse(d, s, quick=d > 1e-5, seeds=3 if d in (1e-3, 1e-4) or s == "tensor" else 1)
+        sparse(
+            d, s, quick=small or d == 1e-4 or (d, s) == (1e-3, "tensor"),
+            seeds=3 if d in (1e-3, 1e-4) or s == "tensor" else 1,
+        )
         for d in DENSITIES[:3]
         for s in SCOPES
-    ]
+    ]  # fmt: skip
     least = [sparse(DENSITIES[-1], s, quick=False, seeds=1) for s in SCOPES]
     least += [sparse(DENSITIES[-1], compressor="random_k", quick=False, seeds=1)]
     before = [sparse(d, order="before", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]]
