@@ -80,7 +80,7 @@ class Clock:
 
     def __init__(self):
         self.versions: list[dict[str, float]] = []
-        self._now, self._inner = collections.Counter[str](), [0.0]
+        self._now, self._inner = collections.defaultdict[str, float](float), [0.0]
         self._last = time.perf_counter()
 
     def around(self, work: Callable[..., Any], part: str) -> Callable[..., Any]:
