@@ -46,6 +46,18 @@ def round_entries(old: jax.Array, increments: jax.Array, values: Values) -> Roun
     return Rounded(new, None, new - old)
 
 
+def round_absolute(new: jax.Array, values: Values) -> jax.Array:
+    """Float32 values of no increments as `bf16` and `f16` send them; other forms leave them.
+
+    What is beyond float16's range becomes a bfloat16: a variance must not be cut to 65504.
+    """
+    if values == "bf16":
+        return _to_bf16(new)
+    if values == "f16":
+        return jnp.where(jnp.abs(new) > 65504, _to_bf16(new), _to_f16(new))
+    return new
+
+
 def resolve_levels(old: jax.Array, levels: jax.Array, scale: jax.Array) -> jax.Array:
     """New bits of entries of old bits, uint32[k]: the replicas' own arithmetic."""
     return resolve(jnp, old, levels, scale)

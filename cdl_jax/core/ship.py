@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax.core import chain, compress, layout, sections, select, sparsify
+from cdl_jax.core import chain, compress, layout, rounding, sections, select, sparsify
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits, tree_spec
 
@@ -58,7 +58,8 @@ def ship(
         if density is None:
             density = _density_of(spec, entries)
         compress.top_k(density)  # says which densities can be
-        entries += _moved(tree, spec, proposal, density, _emitted(proposal))
+        form = chain.sparsifier_state(proposal.opt_state).form
+        entries += _moved(tree, spec, proposal, density, _emitted(proposal), form.values)
     elif update in ("dense", "changed"):
         entries = _whole(tree, spec, proposal)
     else:
@@ -142,8 +143,13 @@ def _density_of(spec: layout.TreeSpec, entries: list[Entry]) -> float:
     return min(1.0, sum(e.indices.size for e in entries) / sizes) if sizes else 1.0
 
 
-def _moved(tree, spec, proposal, density: float, sends: jax.Array) -> list[Entry]:
-    """The model-state entries that moved most against what the replicas hold."""
+def _moved(
+    tree, spec, proposal, density: float, sends: jax.Array, values: rounding.Values = "float32"
+) -> list[Entry]:
+    """The model-state entries that moved most against what the replicas hold.
+
+    What rounding loses is part of what the next step compares.
+    """
     served, new = flatten(tree["model_state"]), flatten(proposal.model_state)
     rows = [(n, old, now) for n, old, now in zip(*served[:2], new.leaves, strict=True) if old.size]
     if not rows:
@@ -157,13 +163,19 @@ def _moved(tree, spec, proposal, density: float, sends: jax.Array) -> list[Entry
     places = [_place(spec, MODEL_STATE, name) for name in names]
     plans = [sections.make_section(spec, (i,), k) for i, k in zip(places, ks, strict=True)]
     indices = [_sent_if(sends, at, plan) for at, plan in zip(chosen, plans, strict=True)]
-    values = sections.read(
+    read = sections.read(
         [plan._replace(places=(i,)) for i, plan in enumerate(plans)],
         nows,
         indices,
     )
-    rows = zip(plans, indices, values, strict=True)
-    return [Entry(plan.places, at, sections.uncarry(plan, bits)) for plan, at, bits in rows]
+    rows = zip(plans, indices, read, strict=True)
+    sent = [Entry(plan.places, at, sections.uncarry(plan, bits)) for plan, at, bits in rows]
+    return [
+        e._replace(values=rounding.round_absolute(e.values, values))
+        if e.values.dtype == jnp.float32
+        else e
+        for e in sent
+    ]
 
 
 def _sent_if(sends: jax.Array, indices: jax.Array, plan: sections.Section) -> jax.Array:

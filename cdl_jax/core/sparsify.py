@@ -1,5 +1,6 @@
 """Sparsification with error feedback, as optax gradient transformations."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,14 @@ from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits
 MARK = "cdl_jax.sparsified"  # names the transform's output in the jaxpr, see core.chain
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How new values are sent; a node without leaves."""
+
+    values: rounding.Values
+
+
 class ErrorFeedbackState(NamedTuple):
     """State of `error_feedback`: the residual, and what the last step selected."""
 
@@ -21,6 +30,7 @@ class ErrorFeedbackState(NamedTuple):
     indices: tuple[jax.Array, ...]  # per section int32 [k]
     values: tuple[jax.Array, ...]  # per section [k], new values of the parameters, or int8 levels
     scales: tuple[Any, ...]  # per section float32 [] with levels, else None
+    form: Any  # Form
 
 
 def error_feedback(
@@ -57,7 +67,7 @@ def error_feedback(
     References:
       Prapas et al. 2021, section 4; Stich et al., Sparsified SGD with Memory, 2018.
     """
-    global_scope = compressor.scope == "global"
+    global_scope, form = compressor.scope == "global", Form(compressor.values)
 
     def init_fn(params: Any) -> ErrorFeedbackState:
         plans = _plans(params, compressor)
@@ -73,6 +83,7 @@ def error_feedback(
             scales=tuple(
                 jnp.ones((), jnp.float32) if _has_levels(compressor, p) else None for p in plans
             ),
+            form=form,
         )
 
     def update_fn(updates, state, params=None):
@@ -114,6 +125,7 @@ def error_feedback(
             tuple(indices),
             tuple(values),
             tuple(scales),
+            form,
         )
         return flat_u.rebuild(outgoing), new_state
 

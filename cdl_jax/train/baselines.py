@@ -84,6 +84,7 @@ class Retraining(Baseline):
                 self.tell(f"retraining on {count:,} samples: step {done:,} of {steps:,}")
 
         with jax.transfer_guard("allow"):
+            batch = jax.device_put(batch)  # once for all steps
             trained = fit(
                 self._untrained(), lambda index: _rows(batch, jax.device_put(index)), count,
                 self._step, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed,

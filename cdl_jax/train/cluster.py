@@ -90,7 +90,7 @@ class Cluster:
         It is sharded by samples, or replicated where their number is no multiple of the devices'.
         """
         if self._mesh is None:
-            return jax.device_put(batch)
+            return batch  # a program takes NumPy's arrays in less time than a device_put each
         rows = len(jax.tree.leaves(batch)[0])
         return _place(batch, self.replicated if rows % self.devices else self._sharded)
 

@@ -101,7 +101,7 @@ class Taker:
         new = self._cluster.put(self.feed.read(first, stop, size=size))
         batch = self._cluster.put(self.feed.batch(*self._draw(trigger, version)))
         state = self.steps.prepare(state, self._watch, version + 1, trigger.start)
-        with self._cluster.over(), jax.transfer_guard("disallow"):
+        with self._cluster.over(), jax.transfer_guard_device_to_host("disallow"):
             scores = self._score(deployed(state), new)
             state, info = self.steps.take(state, batch)
         return state, [Pending(trigger, stop - start, lambda: jax.device_get((scores, info)))]

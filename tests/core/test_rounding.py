@@ -134,3 +134,28 @@ def test_training_goes_on_where_few_bits_are_sent():
             state, info = step(state, None, batch)
         losses[values] = float(info.loss)
     assert max(losses.values()) < 0.05, losses
+
+
+@pytest.mark.parametrize(("values", "kind"), [("bf16", ml_dtypes.bfloat16), ("f16", np.float16)])
+def test_statistics_are_sent_in_the_same_form(values, kind):
+    """And with them in one group, the parameters take no more bytes than they must."""
+
+    def loss_fn(params, model_state, batch, key):
+        mean = 0.9 * model_state["mean"] + 0.1 * batch.mean(0)
+        return jnp.sum((batch @ params["w"]) ** 2), ({"mean": mean}, {})
+
+    batch = np.random.default_rng(0).standard_normal((8, 400)).astype(np.float32)
+    batch[:, 0] = 1e8
+    sizes, exact = {}, None
+    for form in ("float32", values):
+        tx = optax.chain(optax.sgd(0.01), cdl_jax.sparsify_top_k(1.0, values=form))
+        params, stats = {"w": jnp.zeros((400, 1))}, {"mean": jnp.zeros(400)}
+        state = cdl_jax.init_state(params, tx, model_state=stats)
+        for _ in range(2):
+            state, info = cdl_jax.make_step(loss_fn, tx)(state, None, batch)
+        sizes[form] = len(cdl_jax.encode_update(jax.device_get(info.update)))
+        served = np.asarray(cdl_jax.deployed(state)["model_state"]["mean"])
+        exact = served if exact is None else exact
+    assert served[0] == exact[0].astype(ml_dtypes.bfloat16)  # beyond float16
+    assert np.array_equal(served[1:], exact[1:].astype(kind).astype(np.float32))
+    assert sizes[values] < 0.75 * sizes["float32"]
