@@ -73,6 +73,7 @@ class Objects:
 
     def __init__(self, store: Any, name: str):
         self._store, self._name = store, name
+        self._folder = store.prefix if isinstance(store, LocalStore) else None
 
     def get(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
@@ -86,7 +87,10 @@ class Objects:
         """Whether there is such an object."""
         with explained(self._name, "read"):
             try:
-                obstore.head(self._store, key)
+                if self._folder is None:
+                    obstore.head(self._store, key)
+                else:  # every append asks this, and obstore would ask another thread
+                    (pathlib.Path(self._folder) / key).stat()
             except FileNotFoundError:
                 return False
             return True
