@@ -81,10 +81,12 @@ def test_a_reader_is_woken_by_the_next_version(broker):
     begun = time.monotonic()
     log.wait(1, 0.2)
     assert 0.15 < time.monotonic() - begun < 2
-    threading.Timer(0.2, run.publish).start()
+    publishing = threading.Timer(0.2, run.publish)
+    publishing.start()
     begun = time.monotonic()
     log.wait(1, 2.4)
     assert time.monotonic() - begun < 2
+    publishing.join()  # before the broker goes
     assert log.read(1) is not None
 
 

@@ -29,7 +29,7 @@ def write(folder, kind, seed, correct):
 
 def test_right_answers_are_counted_in_blocks():
     lines = [
-        {"position": 100 + stop, "samples": 16, "correct": 10, "drift": stop == 200}
+        {"position": 100 + stop, "samples": 16, "correct": 10, "drift": stop == 160}
         for stop in range(16, 301, 16)
     ]
     config = TrainConfig(dataset="digits", scenario="label_permutation", initial_samples=100)
