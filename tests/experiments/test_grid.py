@@ -11,29 +11,44 @@ SHAPE = {"initial_samples": 128, "epochs": 1, "limit": 96, "batch_size": 32}
 OPTIONS = grid.Options(dataset="digits", profile="quick", models=("lenet5",), log_to="runs")
 
 
+SPARSE, DENSE = "lenet5-top_k-0.01-tensor-float32-s0.jsonl", "lenet5-proactive-8-s0.jsonl"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder in which the grid on digits, of two cells, has been run."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(cells.PROFILES, ("digits", "quick"), SHAPE)
+        patch.setattr(grid, "cells", lambda dataset: [cells.sparse(0.01), cells.proactive(8)])
+        with jax.numpy_dtype_promotion("standard"):
+            assert grid.main(OPTIONS) == 0
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _small(tmp_path, monkeypatch):
-    """The grid on digits: two cells, a folder of its own."""
+    """The grid on digits: one cell, a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(cells.PROFILES, ("digits", "quick"), SHAPE)
-    monkeypatch.setattr(grid, "cells", lambda dataset: [cells.sparse(0.01), cells.proactive(8)])
+    monkeypatch.setattr(grid, "cells", lambda dataset: [cells.sparse(0.01)])
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
-def results():
-    return sorted(p.name for p in pathlib.Path("experiments/results").rglob("*.jsonl"))
+def results(folder="."):
+    return sorted(p.name for p in pathlib.Path(folder, "experiments/results").rglob("*.jsonl"))
 
 
-def read(name):
-    path = pathlib.Path("experiments/results/digits-quick") / name
+def read(name, folder="."):
+    path = pathlib.Path(folder, "experiments/results/digits-quick", name)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_cell_leaves_what_it_was_its_curve_and_its_summary():
-    assert grid.main(OPTIONS) == 0
-    assert results() == ["lenet5-proactive-8-s0.jsonl", "lenet5-top_k-0.01-tensor-float32-s0.jsonl"]
-    header, *points, last = read("lenet5-top_k-0.01-tensor-float32-s0.jsonl")
+def test_every_cell_leaves_what_it_was_its_curve_and_its_summary(whole):
+    assert results(whole) == [DENSE, SPARSE]
+    header, *points, last = read(SPARSE, whole)
     assert header["seed"] == 0
     assert header["settings"]["density"] == 0.01
     assert header["programs"][0]["jax"] == jax.__version__
@@ -43,23 +58,19 @@ def test_every_cell_leaves_what_it_was_its_curve_and_its_summary():
     assert summary["versions"] == 12
     assert summary["bytes_sent"] == pytest.approx(sum(p["bytes"] for p in points))
     assert 100 < summary["bytes_sent"] / 12 < summary["dense_bytes"] / 10
-    dense = read("lenet5-proactive-8-s0.jsonl")[-1]["summary"]
+    dense = read(DENSE, whole)[-1]["summary"]
     assert dense["bytes_sent"] == 12 * dense["dense_bytes"]  # a whole model each
-    assert not list(pathlib.Path("runs").glob("digits-quick/lenet5-*"))
+    assert not list(pathlib.Path(whole, "runs").glob("digits-quick/lenet5-*"))
 
 
-def test_a_finished_cell_is_not_run_again(monkeypatch):
-    assert grid.main(OPTIONS) == 0
+def test_a_finished_cell_is_not_run_again(whole, monkeypatch):
+    monkeypatch.chdir(whole)
     monkeypatch.setattr(grid, "run", lambda config: pytest.fail("it ran again"))
     assert grid.main(OPTIONS) == 0
 
 
-def test_a_stopped_cell_goes_on_and_another_program_may_do_so(monkeypatch):
-    assert grid.main(OPTIONS) == 0
-    whole = read("lenet5-top_k-0.01-tensor-float32-s0.jsonl")
-    for name in results():
-        (pathlib.Path("experiments/results/digits-quick") / name).unlink()
-    run = grid.run
+def test_a_stopped_cell_goes_on_and_another_program_may_do_so(whole, monkeypatch):
+    expected, run = read(SPARSE, whole), grid.run
 
     def stopped(config):
         return dataclasses.replace(run(dataclasses.replace(config, limit=40)), interrupted=True)
@@ -72,11 +83,11 @@ def test_a_stopped_cell_goes_on_and_another_program_may_do_so(monkeypatch):
     monkeypatch.setattr(grid, "program", lambda: elsewhere)
     monkeypatch.setattr("cdl_jax.train.job.program", lambda cluster=None: elsewhere)
     assert grid.main(OPTIONS) == 0
-    again = read("lenet5-top_k-0.01-tensor-float32-s0.jsonl")
-    assert [p["device"] for p in again[0]["programs"]] == [whole[0]["programs"][0]["device"],
+    again = read(SPARSE)
+    assert [p["device"] for p in again[0]["programs"]] == [expected[0]["programs"][0]["device"],
                                                            "another one"]  # fmt: skip
     same = ("digest", "accuracy", "versions", "samples")
-    assert [again[-1]["summary"][k] for k in same] == [whole[-1]["summary"][k] for k in same]
+    assert [again[-1]["summary"][k] for k in same] == [expected[-1]["summary"][k] for k in same]
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(monkeypatch):
