@@ -48,7 +48,7 @@ def trees(draw):
     return [values(n) for n in sizes], [values(n) for n in sizes]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(tree=trees(), density=st.sampled_from([0.01, 0.3, 1.0]), global_scope=st.booleans())
 def test_every_float_in_both_scopes_equals_the_oracle(tree, density, global_scope):
     updates, residuals = tree
