@@ -57,13 +57,25 @@ def apply_update_in_place(deployed: Any, update: SparseUpdate) -> Any:
     return apply_update(deployed, update)
 
 
-@jax.jit
-def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> jax.Array:
-    """The digest that `deployed`, of digest `current`, has after the update; uint32[4], O(k).
+def apply_with_digest(
+    deployed: Any, update: SparseUpdate, current: jax.Array
+) -> tuple[Any, jax.Array]:
+    """`apply_update`, and the digest that the new tree has, given that of `deployed`.
 
-    It writes nothing: a replica compares it with `update.digest` before it applies. (One jit
-    that gathers, hashes and scatters would copy the whole model.)
+    Inside jit, with `deployed` donated, it is O(k) where the native kernels are. XLA's own form
+    copies a leaf that is hashed and written in one program: there `updated_digest` comes first.
     """
+    flat, plans = _plan(deployed, update)
+    leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
+    old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
+    bits = _bits(plans, update, old)
+    change = sections.change(plans, leaves, indices, bits)
+    written = sections.write(plans, leaves, indices, bits, [*old, change])
+    return flat.rebuild(written), current + change
+
+
+def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> jax.Array:
+    """The digest that `deployed`, of digest `current`, has after the update; uint32[4], O(k)."""
     flat, plans = _plan(deployed, update)
     leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
     old = sections.read(plans, leaves, indices) if any(_scales(update)) else []

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,12 +39,8 @@ class Model(Protocol):
         """A checked update, ready to be written into any model of its spec."""
         ...
 
-    def changed_digest(self, plan: Any, digest: np.ndarray) -> np.ndarray:
-        """The digest after a plan, given the one before; writes nothing."""
-        ...
-
-    def apply(self, plan: Any) -> None:
-        """Writes a plan."""
+    def write(self, plans: Sequence[Any], digest: np.ndarray) -> np.ndarray:
+        """Writes plans in order; the digest after the last one, given the one before it."""
         ...
 
     def full_digest(self) -> np.ndarray:
@@ -52,14 +48,27 @@ class Model(Protocol):
         ...
 
 
+class DigestMismatch(Exception):
+    """An update led to another digest than its own: `found`, uint32[4]."""
+
+    def __init__(self, found: np.ndarray):
+        super().__init__(found)
+        self.found = found
+
+
 @dataclasses.dataclass
 class Buffer:
-    """A model, the version it holds (-1 while it is written), its running digest."""
+    """A model, the version it holds (-1 while it is written), its running digest.
+
+    Attributes:
+      pending: plans of that version which the model does not hold yet.
+    """
 
     model: Model
     version: int
     digest: np.ndarray  # uint32 [4]
     readers: int = 0
+    pending: list[Any] = dataclasses.field(default_factory=list)
 
 
 class Buffers:
@@ -94,25 +103,32 @@ class Buffers:
     def ready(self) -> Buffer:
         """The spare buffer at the newest version: what comes next is checked and written there.
 
-        A failure on the way leaves it to be copied anew; the served one is whole.
+        What it missed is pending, and written together with that: one call for both.
         """
         self._wait()
         spare, front = self._spare, self.front
         if spare.version < front.version:
             missed, self._missed = self._missed, None
             spare.version = -1
-            self._bring_up(spare, missed)
+            if missed is None:
+                spare.model.load(front.model.tensors())
             spare.version, spare.digest, self._missed = front.version, front.digest, []
+            spare.pending = missed or []
         return spare
 
-    def apply(self, plan: Any, version: int, digest: np.ndarray) -> Buffer:
-        """Writes a plan, checked against the `ready` buffer, into it, and returns it.
+    def write(self, plan: Any, version: int, digest: np.ndarray) -> Buffer:
+        """Writes a plan, made for the `ready` buffer, into it, and returns it.
 
         A failure on the way leaves it to be copied anew; the served one is whole.
+
+        Raises:
+          DigestMismatch: when the plan does not lead to the digest, which is such a failure.
         """
-        spare, missed = self._spare, self._missed
-        spare.version, self._missed = -1, None
-        spare.model.apply(plan)
+        spare, missed, pending = self._spare, self._missed, self._spare.pending
+        spare.version, spare.pending, self._missed = -1, [], None
+        found = spare.model.write([*pending, plan], spare.digest)
+        if not np.array_equal(found, digest):
+            raise DigestMismatch(found)
         spare.version, spare.digest = version, digest
         if missed is not None and len(missed) < _MOST_MISSED:
             self._missed = [*missed, plan]
@@ -121,24 +137,18 @@ class Buffers:
     def load(self, snapshot: Snapshot) -> Buffer:
         """Loads a snapshot into the spare buffer."""
         self._wait()
-        self._spare.version, self._missed = -1, None
+        self._spare.version, self._spare.pending, self._missed = -1, [], None
         self._spare.model.load(snapshot.tensors)
         self._spare.version, self._spare.digest = snapshot.version, snapshot.digest
         return self._spare
 
     def swap(self) -> None:
         """Serves the spare buffer from the next lease on."""
+        assert not self._spare.pending  # `write` or `load` came before
         with self._free:
             self.front, self._spare = self._spare, self.front
         if self._spare.version > self.front.version:  # else it would pass for a candidate
             self._spare.version, self._missed = -1, None
-
-    def _bring_up(self, spare: Buffer, missed: list[Any] | None) -> None:
-        if missed is None:
-            spare.model.load(self.front.model.tensors())
-            return
-        for plan in missed:
-            spare.model.apply(plan)
 
     def _wait(self) -> None:
         with self._free:

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import os
+import sys
 import threading
 import time
 from typing import Any
@@ -15,6 +17,7 @@ from cdl_jax.errors import LogError, RefusedUpdateError
 
 WATCH_SECONDS = 1.0
 WAIT_SECONDS = 0.5
+NICENESS = 15  # a thirtieth of a busy core: 20 updates of a ResNet18 a second still fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Follower:
             thread.join()
 
     def _follow(self) -> None:
+        _give_way()
         pauses = Pauses()
         while not self._stop.is_set():
             try:
@@ -110,3 +114,11 @@ class Follower:
         blob = self._log.read_status()
         with contextlib.suppress(ValueError):
             self.status = json.loads(blob) if blob else {}
+
+
+def _give_way() -> None:
+    """Lets requests come before updates where both want the processor."""
+    if sys.platform != "linux":  # elsewhere a thread has no nice value of its own
+        return
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

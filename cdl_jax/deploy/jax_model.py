@@ -1,6 +1,7 @@
 """A deployed tree on a JAX device, changed in place by donation."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from cdl_jax.core import tree as trees
 from cdl_jax.core.digest import LANES
 from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, nested
 from cdl_jax.core.sections import make_section
-from cdl_jax.core.update import apply_update, digest_words, updated_digest
+from cdl_jax.core.update import apply_update, apply_with_digest, digest_words, updated_digest
 from cdl_jax.deploy.merged import groups, merged
 from cdl_jax.deploy.packed import Form, Packed, pack, unpack
 from cdl_jax.errors import LogError
@@ -36,10 +37,9 @@ class JaxModel:
         """Compiles what updates of this layout need, by one that changes nothing."""
         self.full_digest()
         if layout:
-            form, nothing = self._form(_nothing(layout, self.spec), [k for _, k, _ in layout])
-            zero = np.zeros(LANES, np.uint32)
-            jax.block_until_ready(_digest_after(self._tree, nothing, zero, form=form))
-            self._tree = jax.block_until_ready(_applied(self._tree, nothing, form=form))
+            nothing = self._form(_nothing(layout, self.spec), [k for _, k, _ in layout])
+            for plans in ([nothing], [nothing, nothing]):
+                self.write(plans, np.zeros(LANES, np.uint32))
 
     def tree(self) -> Any:
         """The tree; its arrays are gone after the model's next change."""
@@ -61,15 +61,16 @@ class JaxModel:
         """An update as few arrays."""
         return self._form(update, [at.size for at in update.indices])
 
-    def changed_digest(self, plan: Plan, digest: np.ndarray) -> np.ndarray:
-        """The digest after a plan, given the one before; writes nothing, O(k)."""
-        form, packed = plan
-        return np.asarray(_digest_after(self._tree, packed, digest, form=form))
+    def write(self, plans: Sequence[Plan], digest: np.ndarray) -> np.ndarray:
+        """Writes plans in order; the digest after the last one, given the one before it.
 
-    def apply(self, plan: Plan) -> None:
-        """Writes a plan; O(k), unless somebody holds a NumPy view of the arrays."""
-        form, packed = plan
-        self._tree = jax.block_until_ready(_applied(self._tree, packed, form=form))
+        O(k), unless somebody holds a NumPy view of the arrays.
+        """
+        for form, packed in plans[:-2]:  # rare: two at once is what a replica's buffers need
+            self._tree = _applied(self._tree, packed, form=form)
+        write = _written if _joins() else _hashed_and_written
+        self._tree, found = write(self._tree, plans[-2:], digest)
+        return np.asarray(found)
 
     def full_digest(self) -> np.ndarray:
         """The digest over every entry, uint32[4]."""
@@ -84,8 +85,31 @@ class JaxModel:
 
 
 def _joins() -> bool:
-    """Whether sections over many leaves are as cheap as those over one: the kernels' are."""
+    """Whether kernels do it, for which many leaves are as cheap as one, and one call best."""
     return jax.default_backend() == "cpu" and available()
+
+
+def _written(tree: Any, plans: Sequence[Plan], digest: Any) -> tuple[Any, jax.Array]:
+    forms, packed = zip(*plans, strict=True)
+    return _together(tree, packed, digest, forms=forms)
+
+
+def _hashed_and_written(tree: Any, plans: Sequence[Plan], digest: Any) -> tuple[Any, jax.Array]:
+    for form, packed in plans[:-1]:
+        tree = _applied(tree, packed, form=form)
+    form, packed = plans[-1]
+    digest = _digest_after(tree, packed, digest, form=form)
+    return _applied(tree, packed, form=form), digest
+
+
+@functools.partial(jax.jit, static_argnames="forms", donate_argnums=0)
+def _together(
+    tree: Any, packed: tuple[Packed, ...], digest: Any, *, forms: tuple[Form, ...]
+) -> tuple[Any, jax.Array]:
+    *earlier, last = (unpack(*each) for each in zip(forms, packed, strict=True))
+    for update in earlier:
+        tree = apply_update(tree, update)
+    return apply_with_digest(tree, last, digest)
 
 
 @functools.partial(jax.jit, static_argnames="form")

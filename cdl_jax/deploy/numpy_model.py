@@ -64,6 +64,15 @@ class NumpyModel:
         for changes in self._placed(plan):
             write(self._arenas[changes.width], changes)
 
+    def write(self, plans: Sequence[Plan], digest: np.ndarray) -> np.ndarray:
+        """Writes plans in order; the digest after the last one, given the one before it."""
+        *earlier, last = plans
+        for plan in earlier:
+            self.apply(plan)
+        digest = self.changed_digest(last, digest)
+        self.apply(last)
+        return digest
+
     def full_digest(self) -> np.ndarray:
         """The digest over every entry, uint32[4]."""
         return digests.numpy_digest(self._views)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ import numpy as np
 from cdl_jax.core import digest as digests
 from cdl_jax.core.check import check_update
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.deploy.buffers import Buffer, Buffers, Model
+from cdl_jax.deploy.buffers import Buffer, Buffers, DigestMismatch, Model
 from cdl_jax.deploy.gate import Gate
 from cdl_jax.deploy.log import UpdateLog
 from cdl_jax.deploy.numpy_model import NumpyModel
@@ -44,10 +45,10 @@ class Lease:
 class Replica:
     """Follows a log with two buffers: one is served, the other takes the next update.
 
-    An update is checked in full (bytes, lineage, order, model, positions, the digest it must
-    lead to) against the spare buffer before it is written there; the two swap in one assignment,
-    and the other takes it before it meets the next one. A reader's lease keeps its buffer from
-    being written. Where a gate does not let a version pass, the served one stays, the spare
+    An update is checked (bytes, lineage, order, model, positions), written to the spare buffer,
+    and served if that has the digest which the update names: the two swap in one assignment, and
+    the other takes it together with the next one. A spare buffer of a wrong digest is thrown
+    away. A reader's lease keeps its buffer from being written. Where a gate does not let a version pass, the served one stays, the spare
     goes on following the log, and the first version that passes is served.
 
     Attributes:
@@ -164,7 +165,7 @@ class Replica:
         """Checks one update's bytes, writes it to the spare buffer, and swaps.
 
         Raises:
-          RefusedUpdateError: says which check failed; nothing was written.
+          RefusedUpdateError: says which check failed; the replica serves on as before.
         """
         self._serve(self._written(blob, self._buffers.ready()))
 
@@ -274,16 +275,18 @@ class Replica:
         return snapshot
 
     def _written(self, blob: bytes, base: Buffer) -> Buffer:
+        refused = functools.partial(_refused, base.version + 1)
         update, plan = self._checked(blob, base)
-        return self._buffers.apply(plan, int(update.version), np.asarray(update.digest))
+        try:
+            return self._buffers.write(plan, int(update.version), np.asarray(update.digest))
+        except DigestMismatch as error:
+            found, its = digests.to_hex(error.found), digests.to_hex(update.digest)
+            raise refused("digest", f"it leads to the digest {found} and should to {its}") from None
 
     def _checked(self, blob: bytes, base: Buffer) -> tuple[SparseUpdate, Any]:
         """An update, and its plan."""
         expected = base.version + 1
-
-        def refused(reason: str, error: object) -> RefusedUpdateError:
-            return RefusedUpdateError(f"update {expected} is refused: {error}", reason=reason)
-
+        refused = functools.partial(_refused, expected)
         try:
             header = read_header(blob)
             update = decode_update(blob, key=self._key)
@@ -299,14 +302,11 @@ class Replica:
             check_update(update, base.model.spec)
         except ValueError as error:
             raise refused("model", error) from error
-        plan = base.model.plan(update)
-        found = base.model.changed_digest(plan, base.digest)
-        if not np.array_equal(found, update.digest):
-            its = digests.to_hex(update.digest)
-            raise refused(
-                "digest", f"it leads to the digest {digests.to_hex(found)} and should to {its}"
-            )
-        return update, plan
+        return update, base.model.plan(update)
+
+
+def _refused(version: int, reason: str, error: object) -> RefusedUpdateError:
+    return RefusedUpdateError(f"update {version} is refused: {error}", reason=reason)
 
 
 def model_factory(backend: Literal["numpy", "jax"]) -> Callable[[Snapshot], Model]:

@@ -59,8 +59,7 @@ def applying(model: Model, updates: list[SparseUpdate]) -> Callable[[], None]:
         update = updates[turn % len(updates)]
         check_update(update, model.spec)
         plan = model.plan(update)
-        digest, turn = model.changed_digest(plan, digest), turn + 1
-        model.apply(plan)
+        digest, turn = model.write([plan], digest), turn + 1
 
     return run
 

@@ -58,8 +58,7 @@ class Trainer:
             tuple((i,) for i in range(len(indices))), SPEC.fingerprint,
         )  # fmt: skip
         plan = self._model.plan(update)
-        update.digest[:] = self._model.changed_digest(plan, self.digest)
-        self._model.apply(plan)
+        update.digest[:] = self._model.write([plan], self.digest)
         self.digest, self.version = update.digest.copy(), self.version + 1
         return update
 

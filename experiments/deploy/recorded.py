@@ -49,9 +49,7 @@ def record(
     for version in range(1, versions + 1):
         update = _update(model, spec, slots, version, rng)
         plan = model.plan(update)
-        digest = model.changed_digest(plan, digest)
-        update.digest[:] = digest
-        model.apply(plan)
+        update.digest[:] = digest = model.write([plan], digest)
         updates.append(encode_update(update, lineage=LINEAGE))
     config = {"model": "resnet18", "dataset": "cifar10"}
     layout: list[Any] = [[(i,), k, False] for i, k in enumerate(slots)]

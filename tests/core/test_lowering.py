@@ -43,7 +43,8 @@ def test_step_and_apply_lower(compressor, platform):
     change = jax.eval_shape(step, state, jnp.ones(3))[1].update
     deployed = cdl_jax.deployed(state)
     lowers(cdl_jax.apply_update, platform, deployed, change)
-    lowers(update.updated_digest, platform, deployed, change, jnp.zeros(4, jnp.uint32))
+    for form in (update.updated_digest, update.apply_with_digest):
+        lowers(form, platform, deployed, change, jnp.zeros(4, jnp.uint32))
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

@@ -53,18 +53,25 @@ def positions(n, k, seed=0):
     return np.sort(np.random.default_rng(seed).permutation(n)[:k])
 
 
+updated_digest = jax.jit(update.updated_digest)
+with_digest = jax.jit(update.apply_with_digest)
+with_digest_in_place = jax.jit(update.apply_with_digest, donate_argnums=0)
+
+
 def check(tree, change):
     """Every form of application against the plain arrays, and the running digest."""
     replica = NumpyReplica(tree)
     replica.apply(change)
     lanes = digest.from_hex(cdl_jax.tree_digest(tree))
-    running = update.updated_digest(tree, change, lanes)
     replica.assert_equals(jax.jit(cdl_jax.apply_update)(tree, change))
+    written, running = with_digest(tree, change, lanes)
+    replica.assert_equals(written)
+    np.testing.assert_array_equal(running, updated_digest(tree, change, lanes))
     once = cdl_jax.apply_update_in_place(jax.tree.map(jnp.array, tree), change)
     replica.assert_equals(once)
     assert digest.to_hex(running) == cdl_jax.tree_digest(once)
-    again = update.updated_digest(once, change, running)
-    replica.assert_equals(cdl_jax.apply_update_in_place(once, change))
+    twice, again = with_digest_in_place(once, change, running)
+    replica.assert_equals(twice)
     np.testing.assert_array_equal(again, running)
 
 
@@ -113,7 +120,7 @@ def test_another_model_is_refused():
         with pytest.raises(ValueError, match=r"fingerprint [0-9a-f]{32}.*paths, shapes or dtypes"):
             cdl_jax.apply_update(other, change)
         with pytest.raises(ValueError, match="fingerprint"):
-            update.updated_digest(other, change, jnp.zeros(4, jnp.uint32))
+            update.apply_with_digest(other, change, jnp.zeros(4, jnp.uint32))
 
 
 def test_an_entry_changed_behind_the_back_is_found_by_the_full_digest_alone():
@@ -122,11 +129,11 @@ def test_an_entry_changed_behind_the_back_is_found_by_the_full_digest_alone():
     lanes = digest.from_hex(cdl_jax.tree_digest(tree))
     honest = cdl_jax.apply_update(tree, change)
     spoilt = {"w": tree["w"].at[50].set(-0.0)}
-    running = digest.to_hex(update.updated_digest(spoilt, change, lanes))
-    assert running == cdl_jax.tree_digest(honest)
-    assert cdl_jax.tree_digest(cdl_jax.apply_update(spoilt, change)) != running
+    written, running = with_digest(spoilt, change, lanes)
+    assert digest.to_hex(running) == cdl_jax.tree_digest(honest)
+    assert digest.to_hex(running) != cdl_jax.tree_digest(written)
     touched = {"w": tree["w"].at[7].set(-1.0)}
-    assert digest.to_hex(update.updated_digest(touched, change, lanes)) != running
+    assert digest.to_hex(with_digest(touched, change, lanes)[1]) != digest.to_hex(running)
 
 
 N = 1_000_000
@@ -140,17 +147,26 @@ def large(dtype, sizes):
     return tree, made_for(tree, (section,), [positions(N, k)], [jnp.zeros(k, dtype)])
 
 
+IN_PLACE = {
+    "apply": (cdl_jax.apply_update_in_place, ()),
+    "apply and digest": (with_digest_in_place, (jnp.zeros(4, jnp.uint32),)),
+}
+
+
+@pytest.mark.parametrize("form", IN_PLACE)
 @pytest.mark.parametrize("leaves", LEAVES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_apply_in_place_keeps_the_buffers_and_copies_nothing(dtype, leaves):
+def test_apply_in_place_keeps_the_buffers_and_copies_nothing(dtype, leaves, form):
+    in_place, more = IN_PLACE[form]
     tree, change = large(dtype, LEAVES[leaves])
-    compiled = cdl_jax.apply_update_in_place.lower(tree, change).compile()
+    compiled = in_place.lower(tree, change, *more).compile()
     shapes = "|".join(str(n) for n in LEAVES[leaves])
     assert not re.findall(rf"\[({shapes})\]\S* copy\(", compiled.as_text())
     assert compiled.memory_analysis().temp_size_in_bytes < N / 10
     jax.block_until_ready(tree)
     before = [x.unsafe_buffer_pointer() for x in tree.values()]
-    after = cdl_jax.apply_update_in_place(tree, change)
+    after = in_place(tree, change, *more)
+    after = after[0] if more else after
     assert [x.unsafe_buffer_pointer() for x in after.values()] == before
     assert all(x.is_deleted() for x in tree.values())
 
@@ -159,7 +175,7 @@ def test_apply_in_place_keeps_the_buffers_and_copies_nothing(dtype, leaves):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_updated_digest_reads_k_entries(dtype, leaves):
     tree, change = large(dtype, LEAVES[leaves])
-    compiled = update.updated_digest.lower(tree, change, jnp.zeros(4, jnp.uint32)).compile()
+    compiled = updated_digest.lower(tree, change, jnp.zeros(4, jnp.uint32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < N / 10
 
 

@@ -6,7 +6,7 @@ import pytest
 import xxhash
 
 from cdl_jax.core import digest as digests
-from cdl_jax.deploy import Replica
+from cdl_jax.deploy import Replica, jax_model
 from cdl_jax.deploy.jax_model import JaxModel
 from cdl_jax.errors import LogError, RefusedUpdateError
 from cdl_jax.wire import encode_update
@@ -228,15 +228,13 @@ def test_running_and_full_digest_agree_in_numpy(tmp_path):
 
 
 def test_a_jax_replica_compiles_before_the_first_update(tmp_path):
-    from cdl_jax.core.update import apply_update_in_place, updated_digest
-
     run = Run(tmp_path)
     replica = Replica(run.log, JaxModel)
-    sizes = updated_digest._cache_size(), apply_update_in_place._cache_size()
+    compiled = jax_model._together._cache_size()
     before = replica.full_digest()
     run.publish(3)
     replica.catch_up()
-    assert (updated_digest._cache_size(), apply_update_in_place._cache_size()) == sizes
+    assert jax_model._together._cache_size() == compiled
     assert before != replica.full_digest() == run.digest()
 
 

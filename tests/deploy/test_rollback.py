@@ -54,8 +54,7 @@ def test_minus_zero_and_nan_come_back_by_their_bits(tmp_path):
             [((0,), 4, 3, "float32")], base=0, fingerprint=publisher.manifest.spec.fingerprint
         )
         spare = model._buffers.ready().model
-        found = spare.changed_digest(spare.plan(update), model.digest)
-        update.digest[:] = found
+        update.digest[:] = spare.write([spare.plan(update)], model.digest)
         publisher.publish(update)
     rollback(RollbackConfig(log=str(tmp_path), to=0))
     replica = Replica(log)

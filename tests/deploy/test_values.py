@@ -7,7 +7,7 @@ import pytest
 
 import cdl_jax
 from cdl_jax.core.rounding import BITS
-from cdl_jax.deploy import Replica
+from cdl_jax.deploy import Replica, jax_model
 from cdl_jax.errors import RefusedUpdateError
 from cdl_jax.wire import decode_update
 from tests.deploy import small
@@ -66,14 +66,12 @@ def test_levels_under_global_scope(tmp_path, backend, monkeypatch):
 
 
 def test_a_jax_replica_compiles_levels_before_the_first_update(tmp_path):
-    from cdl_jax.core.update import apply_update_in_place, updated_digest
-
     run = Run(tmp_path, values="int2")
     replica = Replica(run.log, MODELS["jax"])
-    sizes = updated_digest._cache_size(), apply_update_in_place._cache_size()
+    compiled = jax_model._together._cache_size()
     run.publish(2)
     replica.catch_up()
-    assert (updated_digest._cache_size(), apply_update_in_place._cache_size()) == sizes
+    assert jax_model._together._cache_size() == compiled
     assert replica.full_digest() == run.digest()
 
 
