@@ -82,7 +82,7 @@ def follow(config: FollowConfig) -> FollowSummary:
     summary = FollowSummary(replica.version, "")
     pauses = Pauses()
     with _lines(config.run) as lines, Interrupts() as interrupts:
-        for _ in interrupts.between(_turns(replica, log, config)):
+        for _ in interrupts.between(_turns(replica, config)):
             try:
                 _advance(replica, config, summary, lines)
                 pauses.over()
@@ -116,14 +116,12 @@ class Pauses:
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
 
-def _turns(replica: Replica, log: UpdateLog, config: FollowConfig) -> Iterator[None]:
-    """A turn for every look at the log, with a wait after one that found nothing."""
+def _turns(replica: Replica, config: FollowConfig) -> Iterator[None]:
+    """A turn for every look at the log, as soon as it may have something."""
     while config.until is None or replica.version < config.until:
-        before = replica.version
         yield
-        if replica.version == before:
-            with contextlib.suppress(StoreError):  # the next look says so
-                log.wait(replica.version + 1, config.poll)
+        with contextlib.suppress(StoreError):  # the next look says so
+            replica.wait(config.poll)
 
 
 def _advance(replica: Replica, config: FollowConfig, summary: FollowSummary, lines: Any) -> None:

@@ -70,21 +70,21 @@ class Follower:
         pauses = Pauses()
         while not self._stop.is_set():
             try:
-                if not self._advance():
-                    self._log.wait(self._replica.version + 1, WAIT_SECONDS)
+                self._advance()
                 self.last_error = None
                 pauses.over()
+                self._replica.wait(WAIT_SECONDS)
             except Exception as error:  # a full memory, say: what is served stays whole
                 self.last_error = str(error) or repr(error)
                 if isinstance(error, RefusedUpdateError):
                     self._metrics.refused.labels(error.reason).inc()
                 pauses.take(error)
 
-    def _advance(self) -> bool:
+    def _advance(self) -> None:
         before, begun = self._replica.version, time.perf_counter()
         size = self._replica.advance()
         if size is None:
-            return False
+            return
         metrics, version = self._metrics, self._replica.version
         metrics.bytes.inc(size)
         if version != before:
@@ -95,7 +95,6 @@ class Follower:
             if written is not None:
                 metrics.freshness.observe(max(0.0, time.time() - written))
                 metrics.first_answer.written(version, written)
-        return True
 
     def _watch(self) -> None:
         while not self._stop.wait(WATCH_SECONDS):

@@ -48,8 +48,9 @@ class Replica:
     An update is checked (bytes, lineage, order, model, positions), written to the spare buffer,
     and served if that has the digest which the update names: the two swap in one assignment, and
     the other takes it together with the next one. A spare buffer of a wrong digest is thrown
-    away. A reader's lease keeps its buffer from being written. Where a gate does not let a version pass, the served one stays, the spare
-    goes on following the log, and the first version that passes is served.
+    away. A reader's lease keeps its buffer from being written. Where a gate does not let a
+    version pass, the served one stays, the spare goes on following the log, and the first
+    version that passes is served.
 
     Attributes:
       last_error: why the newest update was refused, or None.
@@ -153,6 +154,18 @@ class Replica:
             blob = b""
         self.last_error = None
         return len(blob)
+
+    def wait(self, seconds: float) -> None:
+        """Returns once the log may have what `advance` takes next, after so many seconds at most.
+
+        Raises:
+          StoreError: when the log cannot be read.
+        """
+        following = self._buffers.tip.version + 1
+        if self._pinned is not None and following > self._pinned:
+            time.sleep(seconds)
+        else:
+            self._log.wait(following, seconds)
 
     def catch_up(self) -> int:
         """Advances to the log's end; returns the versions taken."""

@@ -85,7 +85,9 @@ class StoreLog:
 
     def wait(self, version: int, seconds: float) -> None:
         """See `UpdateLog`; a store wakes nobody."""
-        time.sleep(min(seconds, self.poll))
+        end = time.monotonic() + seconds
+        while not self._has(version) and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, self.poll))
 
     def write_status(self, blob: bytes) -> None:
         """See `UpdateLog`."""

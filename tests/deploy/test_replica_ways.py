@@ -1,5 +1,7 @@
 """Pinned versions, gates, jumps, and failures in the middle of a write."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -204,3 +206,20 @@ def test_a_damaged_snapshot_is_passed_over_for_an_older_one(tmp_path):
         assert replica.version == version - 5
         replica.catch_up()
         assert replica.full_digest() == digests[13]
+
+
+def test_waiting_is_for_what_comes_next_not_for_what_is_held_back(tmp_path):
+    run = Run(tmp_path)
+    shut = Replica(run.log, gate=lambda _: "no")
+    pinned, free = Replica(run.log, at=0), Replica(run.log)
+    run.publish(2)
+    shut.catch_up()
+
+    def seconds(replica):
+        begun = time.monotonic()
+        replica.wait(0.3)
+        return time.monotonic() - begun
+
+    assert seconds(shut) >= 0.3
+    assert seconds(pinned) >= 0.3
+    assert seconds(free) < 0.2
