@@ -135,7 +135,7 @@ class Stream:
         for start in range(first, end, trigger):
             arrived = Trigger(start, min(start + trigger, end), 0.0)
             batch = self.feed.batch(arrived, self.version, 0.0, None)
-            self.state, _ = self.steps.take(self.state, jax.device_put(batch))
+            self.state, _ = self.steps.take(self.state, batch)
             self.version += 1
         jax.block_until_ready(self.state)
 
