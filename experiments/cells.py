@@ -107,10 +107,10 @@ def cells(dataset: str) -> list[Cell]:
     ]  # fmt: skip
     least = [sparse(DENSITIES[-1], s, quick=False, seeds=1) for s in SCOPES]
     least += [sparse(DENSITIES[-1], compressor="random_k", quick=False, seeds=1)]
-    before = [sparse(d, order="before", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]]
-    random = [
-        sparse(d, compressor="random_k", quick=d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]
-    ]
+    before, random = (
+        [sparse(d, **more, quick=small and d == 1e-3, **_few(dataset)) for d in DENSITIES[:3]]
+        for more in ({"order": "before"}, {"compressor": "random_k"})
+    )
     tensor, over_all = SCOPES
     places: tuple[tuple[float, Scope], ...]
     places = ((1e-3, tensor), (1e-4, tensor), (1e-4, over_all), (1e-2, tensor),

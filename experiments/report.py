@@ -79,7 +79,8 @@ def of_model(options: Options, results: Results) -> None:
     folder = pathlib.Path(options.out) / f"{results.dataset}-{results.profile}-{results.model}"
     folder.mkdir(parents=True, exist_ok=True)
     command = f"make report (runs: make {results.dataset} PROFILE={results.profile})"
-    parts = [f"# {results.title}\n", caption(results, list(results.by_cell), command) + "\n"]
+    said = caption(results, list(results.by_cell), command) + _triggers(results)
+    parts = [f"# {results.title}\n", said + "\n"]
     for name, (title, draw) in FIGURES.items():
         if not options.only or name in options.only:
             parts.append(f"## {title}\n\n{draw(results, folder, command)}")
@@ -88,6 +89,12 @@ def of_model(options: Options, results: Results) -> None:
         print(folder / "report.md")
     else:
         print("\n".join(parts))
+
+
+def _triggers(results: Results) -> str:
+    """What "trigger 8" stands for, where a profile steps more rarely."""
+    real = sorted({r.header["settings"]["trigger"] for r in results.get("proactive-8")} - {8})
+    return "".join(f". What is called trigger 8, and top-k, steps every {t} samples" for t in real)
 
 
 def of_drift(options: Options, results: Results) -> None:
