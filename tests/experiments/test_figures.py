@@ -12,6 +12,7 @@ def write(folder, cell, seed, accuracy, bytes_an_update=100.0, entries=60):
     header = {
         "cell": cell, "model": "lenet5", "seed": seed, "device": "a device",
         "programs": [{"threads": 2}], "versions": {"jax": "1"}, "initial_weights": "random",
+        "settings": {"trigger": 32},
     }  # fmt: skip
     points = [
         {"position": 10_000 + 1000 * i, "version": 125 * i, "accuracy": accuracy,
@@ -54,6 +55,7 @@ def test_the_report_says_what_was_run_and_what_was_not(folder):
     text = (folder / "out" / "mnist-full-lenet5" / "report.md").read_text()
     assert "| top-k 1e-3, per tensor | 97.20 ± 2.24 | 0.200 ± 0.248 | 432 | 571 |" in text
     assert "| full retraining | not run | - | - | - |" in text
+    assert "steps every 32 samples" in text
     assert "| 1e-3 | 90.00 ± 0.00 | 20,000 | 0.1 | top-k 1e-3, per tensor | 432 | 7.200" in text
     assert "Seeds 0, 1, 2; initial weights: random" in text
     for name in ("accuracy_over_stream", "accuracy_bytes", "changed_parameters"):
