@@ -24,7 +24,7 @@ _FREE = (
     "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
     "track", "initial", "init_weights", "devices", "coordinator", "processes", "process_id",
-    "stall_seconds", "on_stall",
+    "stall_seconds", "on_stall", "metrics",
 )  # fmt: skip
 
 
@@ -44,6 +44,10 @@ class TrainConfig:
     model: str = "lenet5"
     """lenet5, resnet18, resnet50, mobilenet_v2, densenet161 or mlp, or MODULE:FACTORY, called
     with the data, which gives init_fn, loss_fn and predict_fn as cdl_jax.models.classifier."""
+    metrics: str | None = None
+    """MODULE:FUNCTION for metrics of your own beside accuracy and loss: called, inside a compiled
+    program, with the model's outputs and a batch, it gives a dict of number[samples] by name. A
+    NaN is left out of its mean."""
     init_weights: str | None = None
     """safetensors file of a torchvision state_dict from which the initial training starts (or,
     with --epochs 0, the stream). A head of other classes starts anew. None: random weights."""

@@ -16,6 +16,7 @@ from cdl_jax.errors import ConfigError
 from cdl_jax.models import classifier, create_model
 from cdl_jax.models.own import on_inputs, scales
 from cdl_jax.train.config import TrainConfig
+from cdl_jax.train.scoring import Metrics
 
 
 def open_data(config: TrainConfig, source: Source | None = None) -> Samples:
@@ -102,3 +103,12 @@ def model_for(config: TrainConfig, data: Samples) -> Any:
     if missing:
         raise ConfigError(f"{config.model} gave no {', '.join(missing)}; see models.classifier")
     return made
+
+
+def metrics_for(config: TrainConfig) -> Metrics | None:
+    """The user's own metrics; None where there are none.
+
+    Raises:
+      ConfigError: when the function is not there.
+    """
+    return None if config.metrics is None else imported(config.metrics)

@@ -124,6 +124,7 @@ class Summary:
     samples: int = 0
     accuracy: float = 0.0  # prequential, of the deployed model
     loss: float = 0.0  # of the same
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the same, prequential
     frozen_accuracy: float = 0.0  # of the initial model on the same samples
     bytes_sent: int = 0
     dense_bytes: int = 0  # one whole model

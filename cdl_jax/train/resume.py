@@ -16,7 +16,7 @@ from cdl_jax.train.checkpoint import Checkpoints, Saved
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.wire import decode_update
 
-FORM = 1  # of what a checkpoint's record and sampler hold; another form needs another number
+FORM = 2  # of what a checkpoint's record and sampler hold; another form needs another number
 
 
 class Start(NamedTuple):

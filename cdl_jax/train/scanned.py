@@ -14,7 +14,7 @@ import numpy as np
 from cdl_jax.core.step import StepInfo, TrainState, deployed, proactive_step
 from cdl_jax.models import Classifier
 from cdl_jax.train.config import TrainConfig
-from cdl_jax.train.scoring import Scores, score_fn
+from cdl_jax.train.scoring import Metrics, Scores, score_fn
 from cdl_jax.train.strategies import plan
 
 
@@ -45,11 +45,18 @@ class Scan:
       config: of the run.
       data: arrays by name, a row a sample; they stay on the device.
       model: what is trained.
+      metrics: the user's own.
     """
 
-    def __init__(self, config: TrainConfig, data: dict[str, np.ndarray], model: Classifier):
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: dict[str, np.ndarray],
+        model: Classifier,
+        metrics: Metrics | None = None,
+    ):
         self._length, self._data = config.scan, jax.device_put(data)
-        chosen, score = plan(config), score_fn(model)
+        chosen, score = plan(config), score_fn(model, metrics)
 
         def one(state: TrainState, data: Any, at: Positions) -> tuple[TrainState, Any]:
             scores = score(deployed(state), _rows(data, at.arriving))

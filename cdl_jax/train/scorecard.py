@@ -1,5 +1,6 @@
 """What a run has scored so far: the deployed model, and the initial one on the same samples."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,13 @@ from cdl_jax.train.prequential import Awaited, Prequential
 from cdl_jax.train.records import Summary
 from cdl_jax.train.scoring import Scores
 
-Scored = list[tuple[Any, float]]  # right (1, 0 or a score) and loss of each labelled sample
+# Of each labelled sample: right (1, 0 or a score), loss, and what the user's metrics know of it.
+Scored = list[tuple[Any, float, dict[str, float]]]
+_NONE: dict[str, float] = {}
 
 
 class Scorecard:
-    """Prequential accuracy and loss, counted when the labels come.
+    """Prequential accuracy, loss and metrics, counted when the labels come.
 
     Args:
       frozen: the initial model.
@@ -24,6 +27,7 @@ class Scorecard:
     def __init__(self, frozen: FrozenModel):
         self.frozen, self._awaited = frozen, Awaited()
         self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
+        self._metrics: dict[str, Prequential] = {}  # by name, each from its first value on
 
     @property
     def awaited(self) -> int:
@@ -32,18 +36,19 @@ class Scorecard:
 
     def predicted(self, scores: Scores, count: int) -> None:
         """The first `count` of these scores are of samples that arrived; the rest fill up."""
-        right, loss = (np.asarray(x)[:count].tolist() for x in scores)
-        self._awaited.predicted(zip((x * 1 for x in right), loss, strict=True))
+        right, loss = (np.asarray(x)[:count].tolist() for x in scores[:2])
+        metrics = _by_sample(scores.metrics, count)
+        self._awaited.predicted(zip((x * 1 for x in right), loss, metrics, strict=True))
 
     def labelled(self, samples: int) -> Scored:
         """The labels of so many samples arrived; their scores."""
         return self._awaited.labelled(samples)
 
-    def count(self, scored: Scored, trigger: Trigger, summary: Summary) -> dict[str, float]:
+    def count(self, scored: Scored, trigger: Trigger, summary: Summary) -> dict[str, Any]:
         """Counts a trigger's scores into the summary; what its record says of them."""
         accuracy, loss, frozen = self._accuracy, self._loss, self._frozen_accuracy
-        accuracy.add(right for right, _ in scored)
-        loss.add(value for _, value in scored)
+        accuracy.add(right for right, _, _ in scored)
+        loss.add(value for _, value, _ in scored)
         frozen.add(self.frozen.right(trigger.start, trigger.stop))
         summary.samples = accuracy.seen
         summary.accuracy, summary.loss = accuracy.mean, loss.mean
@@ -54,12 +59,24 @@ class Scorecard:
             "fading_accuracy": accuracy.fading_mean,
             "fading_loss": loss.fading_mean,
             "frozen_accuracy": frozen.mean,
-        }
+        } | self._count_metrics(scored, summary)
+
+    def _count_metrics(self, scored: Scored, summary: Summary) -> dict[str, dict[str, float]]:
+        """The user's, which not every sample need have."""
+        out: dict[str, float] = {}
+        for name in dict.fromkeys(name for _, _, own in scored for name in own):
+            score = self._metrics.setdefault(name, Prequential())
+            score.add(own[name] for _, _, own in scored if name in own)
+            summary.metrics = {**summary.metrics, name: score.mean}
+            out |= {name: score.mean, f"window_{name}": score.window_mean}
+            out[f"fading_{name}"] = score.fading_mean
+        return {"scores": out} if out else {}
 
     def state(self) -> dict[str, Any]:
         """All of it, in JSON's types."""
         return {
             "scores": [score.state() for score in self._scores],
+            "metrics": {name: score.state() for name, score in self._metrics.items()},
             "awaited": self._awaited.state(),
             "frozen": self.frozen.state(),
         }
@@ -68,9 +85,21 @@ class Scorecard:
         """Goes on from `state`."""
         for score, its in zip(self._scores, state["scores"], strict=True):
             score.restore(its)
+        for name, its in state["metrics"].items():
+            self._metrics.setdefault(name, Prequential()).restore(its)
         self._awaited.restore(state["awaited"])
         self.frozen.restore(state["frozen"])
 
     @property
     def _scores(self) -> Sequence[Prequential]:
         return self._accuracy, self._loss, self._frozen_accuracy
+
+
+def _by_sample(metrics: dict[str, Any], count: int) -> list[dict[str, float]]:
+    if not metrics:
+        return [_NONE] * count
+    columns = {name: np.asarray(x)[:count].tolist() for name, x in metrics.items()}
+    return [
+        {name: x for name, x in zip(columns, row, strict=True) if not math.isnan(x)}
+        for row in zip(*columns.values(), strict=True)
+    ]

@@ -1,43 +1,75 @@
 """Scores of the deployed model on samples it has not been trained on."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from cdl_jax.data.samples import LABEL, inputs_of
+from cdl_jax.errors import ConfigError
 from cdl_jax.models import Classifier
 
-Scores = tuple[Any, Any]  # right: bool, loss: float32; [samples] each
+Metrics = Callable[[Any, Any], dict[str, Any]]  # (outputs, batch) -> number[samples] by name
 _AT_ONCE = 500  # samples that are scored by one call, where very many arrive
 
 
-def score_fn(model: Classifier) -> Callable[[Any, Any], Scores]:
-    """`(deployed tree, batch) -> scores`: whether each sample is right, and its loss. Pure.
+class Scores(NamedTuple):
+    """Of some samples, an entry for each."""
 
-    A model of the user's own says it by `score_fn(outputs, batch) -> scores`, a classifier's are
-    as usual.
+    right: Any  # bool[samples]
+    loss: Any  # float32[samples]
+    metrics: dict[str, Any]  # the user's own, number[samples] by name; NaN is left out
+
+
+def score_fn(model: Classifier, metrics: Metrics | None = None) -> Callable[[Any, Any], Scores]:
+    """`(deployed tree, batch) -> scores`: whether each sample is right, its loss, and more. Pure.
+
+    A model of the user's own says it by `score_fn(outputs, batch) -> (right, loss)`, a
+    classifier's are as usual.
+
+    Args:
+      model: gives the outputs.
+      metrics: what else is to be known of each sample.
+
+    Raises:
+      ConfigError: when called, where metrics are not a number for each sample, by name.
     """
     scores = getattr(model, "score_fn", _of_classes)
 
     def score(tree: Any, batch: Any) -> Scores:
         outputs = model.predict_fn(tree["params"], tree["model_state"], inputs_of(batch))
-        return scores(outputs, batch)
+        more = {} if metrics is None else _checked(metrics(outputs, batch), len(batch[LABEL]))
+        right, loss = scores(outputs, batch)
+        return Scores(right, loss, more)
 
     return score
 
 
-def _of_classes(logits: Any, batch: Any) -> Scores:
+def _checked(metrics: Any, samples: int) -> dict[str, Any]:
+    if not isinstance(metrics, dict):
+        raise ConfigError(f"metrics gave {type(metrics).__name__}; give a dict of arrays by name")
+    for name, values in metrics.items():
+        if jnp.shape(values) != (samples,):
+            raise ConfigError(
+                f"metrics gave {name} the shape {jnp.shape(values)}; give a number for each "
+                f"sample, ({samples},)"
+            )
+    return metrics
+
+
+def _of_classes(logits: Any, batch: Any) -> tuple[Any, Any]:
     labels = batch[LABEL]
     loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.argmax(logits, axis=-1) == labels, loss
 
 
-def scorer(model: Classifier, sharding: Any = None) -> Callable[[Any, Any], Scores]:
+def scorer(
+    model: Classifier, sharding: Any = None, metrics: Metrics | None = None
+) -> Callable[[Any, Any], Scores]:
     """`score_fn` compiled; very many samples go through it in pieces."""
-    one_call = jax.jit(score_fn(model), out_shardings=sharding)
+    one_call = jax.jit(score_fn(model, metrics), out_shardings=sharding)
 
     def in_pieces(tree: Any, batch: Any) -> Scores:
         count = len(jax.tree.leaves(batch)[0])
@@ -45,8 +77,7 @@ def scorer(model: Classifier, sharding: Any = None) -> Callable[[Any, Any], Scor
             return one_call(tree, batch)
         cuts = [(first, min(first + _AT_ONCE, count)) for first in range(0, count, _AT_ONCE)]
         parts = [one_call(tree, _part(batch, *cut)) for cut in cuts]
-        right, loss = zip(*parts, strict=True)
-        return jnp.concatenate(right), jnp.concatenate(loss)
+        return jax.tree.map(lambda *some: jnp.concatenate(some), *parts)
 
     return in_pieces
 

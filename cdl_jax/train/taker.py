@@ -16,6 +16,7 @@ from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
 from cdl_jax.train.feed import Feed, shapes
 from cdl_jax.train.initial import Trained
+from cdl_jax.train.inputs import metrics_for
 from cdl_jax.train.scanned import Positions, Scan
 from cdl_jax.train.scoring import Scores, scorer
 from cdl_jax.train.steps import stepper
@@ -60,10 +61,11 @@ class Taker:
         self.arriving_most = config.trigger if config.trigger_seconds is None else config.batch_size
         self._config, self._cluster, self._watch, self._stop = config, cluster, watch, stop
         self._shapes = shapes(config, data)
-        self._score = scorer(model, cluster.replicated)
+        metrics = metrics_for(config)
+        self._score = scorer(model, cluster.replicated, metrics)
         self._scan = None
         if config.scan > 1:
-            self._scan = Scan(config, data.batch(np.arange(len(data))), model)
+            self._scan = Scan(config, data.batch(np.arange(len(data))), model, metrics)
 
     def example(self, state: TrainState) -> SparseUpdate:
         """The shapes of the updates that the steps will make."""

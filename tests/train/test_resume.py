@@ -100,8 +100,8 @@ def test_what_a_checkpoint_cannot_go_on_to_is_refused(tmp_path, monkeypatch, who
         with pytest.raises(CheckpointError, match=r"another program \(threads is 99 here"):
             go(tmp_path, **DRIFTING)
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "FORM", 2)
-        with pytest.raises(CheckpointError, match="have form 1, this cdl_jax reads 2"):
+        patch.setattr(resume, "FORM", resume.FORM + 1)
+        with pytest.raises(CheckpointError, match="have form 2, this cdl_jax reads 3"):
             go(tmp_path, **DRIFTING, new_lineage=True)
     with pytest.raises(CheckpointError, match="does not hold version 35"):
         go(tmp_path, **DRIFTING, log=str(tmp_path / "new"))
