@@ -16,9 +16,9 @@ import cProfile
 import dataclasses
 import pathlib
 import pstats
-import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,7 +70,7 @@ class Options:
     seed: int = 0
     """Of the runs."""
     folder: str = "runs/overhead"
-    """Logs and run folders; emptied first."""
+    """Where logs and run folders lie meanwhile."""
     results: str = "experiments/results"
     """Folder of the result."""
 
@@ -109,12 +109,18 @@ class Clock:
 
 def main(options: Options) -> int:
     """Measures, writes overhead.json, prints it."""
-    config, rows, alone = _config(options), [], []
-    bare = Bare(config)
-    for number in range(options.rounds):
-        print(f"[{number + 1}/{options.rounds}]", file=sys.stderr, flush=True)
-        rows += in_the_loop(config)
-        alone += bare.times(20)
+    rows, alone = [], []
+    # ext4 looks at each file that was deleted in the last minutes before it makes another: none is,
+    # before the end.
+    pathlib.Path(options.folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        config = _config(options, folder)
+        bare = Bare(config)
+        for number in range(options.rounds):
+            print(f"[{number + 1}/{options.rounds}]", file=sys.stderr, flush=True)
+            rows += in_the_loop(config)
+            alone += bare.times(20)
+        profiled = profile(config)
     words = f"--rounds {options.rounds} --limit {options.limit} --seed {options.seed}"
     result = {
         "about": "Median milliseconds a version.",
@@ -122,7 +128,7 @@ def main(options: Options) -> int:
         "seed": options.seed,
         "versions_timed": len(rows),
         **summary(rows, alone),
-        "profile": profile(config),
+        "profile": profiled,
         **conditions(f"python -m experiments.overhead {words}"),
     }
     save(options.results, "overhead.json", result)
@@ -235,18 +241,16 @@ def _profiled(profiler: cProfile.Profile, work: Callable[..., Any]) -> Callable[
     return lambda *args: profiler.runcall(work, *args)
 
 
-def _config(options: Options) -> TrainConfig:
-    folder = options.folder
+def _config(options: Options, folder: str) -> TrainConfig:
     return TrainConfig(
         dataset="mnist", density=1e-3, trigger=8, seed=options.seed, limit=options.limit,
-        log=f"{folder}/log", run=f"{folder}/run", initial=f"{folder}/initial",
+        initial=f"{folder}/initial",
     ).checked()  # fmt: skip
 
 
 def _fresh(config: TrainConfig) -> None:
-    for folder in (config.log, config.run):
-        shutil.rmtree(str(folder), ignore_errors=True)
-    run(config)
+    folder = tempfile.mkdtemp(dir=pathlib.Path(str(config.initial)).parent)
+    run(dataclasses.replace(config, log=f"{folder}/log", run=f"{folder}/run"))
 
 
 def _median(seconds: Any) -> float:
