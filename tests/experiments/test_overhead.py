@@ -30,7 +30,7 @@ def config(tmp_path):
     with jax.numpy_dtype_promotion("standard"):
         yield TrainConfig(
             dataset="digits", initial_samples=128, epochs=1, limit=8 * 30, batch_size=32,
-            log=str(tmp_path / "log"), run=str(tmp_path / "run"),
+            initial=str(tmp_path / "initial"),
         ).checked()  # fmt: skip
 
 
