@@ -11,7 +11,6 @@ from cdl_jax.core.step import StepInfo, TrainState, deployed
 from cdl_jax.data.samples import Samples
 from cdl_jax.models import Classifier
 from cdl_jax.train.arrival import Trigger
-from cdl_jax.train.bundle import Bundle
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
@@ -107,7 +106,7 @@ class Taker:
         with self._cluster.over(), jax.transfer_guard_device_to_host("disallow"):
             scores = self._score(deployed(state), new)
             state, info = self.steps.take(state, batch)
-        return state, [Pending(trigger, stop - start, lambda: _fetched(scores, info))]
+        return state, [Pending(trigger, stop - start, lambda: jax.device_get((scores, info)))]
 
     def _block(
         self, scan: Scan, state: TrainState, some: Sequence[Trigger], version: int
@@ -141,8 +140,3 @@ class Taker:
         if answers("window", version + 1, trigger.start):
             window = config.drift_window
         return trigger, version, share, window
-
-
-def _fetched(scores: Scores, info: Bundle | StepInfo) -> tuple[Scores, StepInfo]:
-    scores, info = jax.device_get((scores, info))
-    return scores, info.open() if isinstance(info, Bundle) else info
