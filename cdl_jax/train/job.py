@@ -25,7 +25,7 @@ from cdl_jax.train.checkpoint import Saved
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.initial import Trained, fit, fit_step, shared
-from cdl_jax.train.inputs import described, model_for, open_data
+from cdl_jax.train.inputs import described, metrics_for, model_for, open_data
 from cdl_jax.train.loop import ContinuousTrainer
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer, check_log, check_same, start_from
@@ -107,6 +107,7 @@ def _trained(
             writer = Writer(records.folder, keep=config.keep_checkpoints, facts=facts)
             stack.enter_context(contextlib.closing(writer))
         model = model_for(config, data)
+        metrics_for(config)  # a wrong name is told before the initial training, not after it
         start = _start(config, data, model, records, writer, log, cluster)
         records.about({"seed": config.seed, "program": program(cluster)})
         records.track(config.trackers(), vars(config))

@@ -82,3 +82,5 @@ def test_a_metric_may_come_later_and_changes_no_bit_of_the_log(tmp_path, data):
 def test_a_wrong_function_is_told(tmp_path, data, name, words):
     with pytest.raises(ConfigError, match=words):
         go(tmp_path, dataset=data, metrics=f"{__name__}:{name}")
+    began = (tmp_path / "run" / "config.toml").exists()  # written as the initial training begins
+    assert began == (name != "nothing")
