@@ -42,7 +42,7 @@ def test_a_better_level_is_no_drift():
 
 
 def test_rivers_detectors_are_rivers():
-    drift = pytest.importorskip("river").drift
+    drift = pytest.importorskip("river.drift")
     theirs, mine = drift.PageHinkley(threshold=5.0, mode="up"), []
     for record in records(sudden(length=900) + 0.0):
         theirs.update(record["prequential_loss"])
