@@ -11,6 +11,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, from_url
 
+from cdl_jax.deploy.folder import Folder
 from cdl_jax.errors import LogError, StoreError
 
 RETRIES, RETRY_SECONDS = 3, 15.0
@@ -73,12 +74,14 @@ class Objects:
 
     def __init__(self, store: Any, name: str):
         self._store, self._name = store, name
-        self._folder = store.prefix if isinstance(store, LocalStore) else None
+        self._folder = Folder(str(store.prefix)) if isinstance(store, LocalStore) else None
 
     def get(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
         with explained(self._name, "read"):
             try:
+                if self._folder is not None:
+                    return self._folder.read(key)
                 return bytes(obstore.get(self._store, key).bytes())
             except FileNotFoundError:
                 return None
@@ -87,10 +90,10 @@ class Objects:
         """Whether there is such an object."""
         with explained(self._name, "read"):
             try:
-                if self._folder is None:
+                if self._folder is not None:
+                    self._folder.check(key)
+                else:
                     obstore.head(self._store, key)
-                else:  # every append asks this, and obstore would ask another thread
-                    (pathlib.Path(self._folder) / key).stat()
             except FileNotFoundError:
                 return False
             return True
@@ -110,8 +113,11 @@ class Objects:
         """
         with explained(self._name, "write"):
             try:
-                obstore.put(self._store, key, blob, mode="create")
-            except AlreadyExistsError:
+                if self._folder is not None:
+                    self._folder.create(key, blob)
+                else:
+                    obstore.put(self._store, key, blob, mode="create")
+            except (AlreadyExistsError, FileExistsError):
                 return self.get(key) == blob
             return True
 
@@ -144,6 +150,8 @@ class Objects:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its kind."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
