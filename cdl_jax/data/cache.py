@@ -26,7 +26,8 @@ def cached(folder: pathlib.Path, split: str, read: Callable[[], Arrays]) -> Arra
             _keep(place, arrays)
         except OSError:
             return arrays
-    return np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy")
+    images = np.load(place / "images.npy", mmap_mode="r")
+    return np.asarray(images), np.load(place / "labels.npy")  # a memmap's rows are slower to take
 
 
 def _keep(place: pathlib.Path, arrays: Arrays) -> None:

@@ -6,7 +6,6 @@ busy, that thread's turn comes after milliseconds; the file itself takes a tenth
 
 import contextlib
 import os
-import pathlib
 import secrets
 
 
@@ -17,38 +16,42 @@ class Folder:
     """
 
     def __init__(self, root: str):
-        self._root = pathlib.Path(root)
+        self._root = root
 
     def read(self, key: str) -> bytes:
         """An object's bytes."""
-        return (self._root / key).read_bytes()
+        with open(self._path(key), "rb") as file:
+            return file.read()
 
     def check(self, key: str) -> None:
         """Raises FileNotFoundError where there is no such object."""
-        (self._root / key).stat()
+        os.stat(self._path(key))
 
     def create(self, key: str, blob: bytes) -> None:
         """Writes an object at once, whole; raises FileExistsError where there is one."""
-        path = self._root / key
-        staged = path.with_name(f"{path.name}#{secrets.randbits(63)}")
+        path = self._path(key)
+        staged = f"{path}#{secrets.randbits(63)}"
         try:
             _write(staged, blob)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             _write(staged, blob)
         try:
             os.link(staged, path)
         finally:
-            staged.unlink()
+            os.unlink(staged)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"  # pathlib's joins would take a third of a write's time
 
 
-def _write(path: pathlib.Path, blob: bytes) -> None:
-    with path.open("xb", buffering=0) as file:
+def _write(path: str, blob: bytes) -> None:
+    with open(path, "xb", buffering=0) as file:
         try:
             left = memoryview(blob)
             while left:
                 left = left[file.write(left) :]
         except BaseException:
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(path)
             raise

@@ -58,6 +58,7 @@ class StoreOwnership:
 
     def __init__(self, store: Any, name: str, number: int, period: float):
         self._store, self._name, self.number = store, name, number
+        self._objects, self._next = Objects(store, name), _key(number + 1, "json")
         self._stop = threading.Event()
         self._beat(0)
         self._thread = threading.Thread(target=self._run, args=(period,), daemon=True)
@@ -65,7 +66,7 @@ class StoreOwnership:
 
     def ensure(self) -> None:
         """Raises OwnershipError when another writer took over, StoreError when nobody can say."""
-        if Objects(self._store, self._name).has(_key(self.number + 1, "json")):
+        if self._objects.has(self._next):
             raise OwnershipError(f"another writer took over the log {self._name}; this one stops")
 
     def release(self) -> None:

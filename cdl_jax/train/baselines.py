@@ -44,10 +44,11 @@ class Frozen(Baseline):
         del batch
         return jax.eval_shape(_stay, state)[1].update
 
-    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, StepInfo]:
+    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
         """The next version."""
         del batch
-        return _stay(state)
+        state, info = _stay(state)
+        return state, lambda: jax.device_get(info)
 
 
 class Retraining(Baseline):
@@ -72,7 +73,7 @@ class Retraining(Baseline):
         del batch
         return jax.eval_shape(_replaced, state, deployed(state))[1].update
 
-    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, StepInfo]:
+    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
         """One retraining; `batch` holds all samples so far."""
         config, count = self._config, len(jax.tree.leaves(batch)[0])
         steps, done = config.epochs * -(-count // config.batch_size), 0
@@ -94,7 +95,7 @@ class Retraining(Baseline):
                 state, {"model_state": trained.model_state, "params": trained.params}
             )
         opt_state = self._plan.with_optimizer(state.opt_state, trained.opt_state)
-        return state._replace(opt_state=opt_state), info
+        return state._replace(opt_state=opt_state), lambda: jax.device_get(info)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from cdl_jax.train.scoring import Scores
+
 
 class FrozenModel:
     """Says which samples of the stream the initial model gets right, some way ahead of it.
 
     Args:
       tree: deployed at version 0; never donated, so the caller's own copy.
-      score: `(tree, batch) -> (bool[samples], ...)`.
+      score: as `scoring.scorer` gives it.
       read: `(start, stop) -> batch` of the stream's samples.
       stop: gives the end of what is there.
       ahead: samples scored at a time.
@@ -20,7 +22,7 @@ class FrozenModel:
     def __init__(
         self,
         tree: Any,
-        score: Callable[[Any, Any], Any],
+        score: Callable[[Any, Any], Callable[[], Scores]],
         read: Callable[[int, int], Any],
         stop: Callable[[], int],
         ahead: int = 500,
@@ -49,5 +51,5 @@ class FrozenModel:
             self._first, self._marks, end = start, self._marks[:0], start
         kept = self._marks[start - self._first :]
         until = min(end + self._ahead, self._stop())
-        right = np.asarray(self._score(self._tree, self._read(end, until))[0])
+        right = self._score(self._tree, self._read(end, until))().right
         self._first, self._marks = start, np.concatenate([kept, right])

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cdl_jax.data.samples import LABEL, inputs_of
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import Classifier
+from cdl_jax.train.bundle import bundle
 
 Metrics = Callable[[Any, Any], dict[str, Any]]  # (outputs, batch) -> number[samples] by name
 _AT_ONCE = 500  # samples that are scored by one call, where very many arrive
@@ -67,17 +69,21 @@ def _of_classes(logits: Any, batch: Any) -> tuple[Any, Any]:
 
 def scorer(
     model: Classifier, sharding: Any = None, metrics: Metrics | None = None
-) -> Callable[[Any, Any], Scores]:
-    """`score_fn` compiled; very many samples go through it in pieces."""
-    one_call = jax.jit(score_fn(model, metrics), out_shardings=sharding)
+) -> Callable[[Any, Any], Callable[[], Scores]]:
+    """`score_fn` compiled; very many samples go through it in pieces.
 
-    def in_pieces(tree: Any, batch: Any) -> Scores:
-        count = len(jax.tree.leaves(batch)[0])
+    The scores, NumPy arrays, are waited for when they are asked for.
+    """
+    score = score_fn(model, metrics)
+    one_call = jax.jit(lambda tree, batch: bundle(score(tree, batch)), out_shardings=sharding)
+
+    def in_pieces(tree: Any, batch: Any) -> Callable[[], Scores]:
+        count = len(batch[LABEL])
         if count <= 2 * _AT_ONCE:
-            return one_call(tree, batch)
+            return one_call(tree, batch).open
         cuts = [(first, min(first + _AT_ONCE, count)) for first in range(0, count, _AT_ONCE)]
         parts = [one_call(tree, _part(batch, *cut)) for cut in cuts]
-        return jax.tree.map(lambda *some: jnp.concatenate(some), *parts)
+        return lambda: jax.tree.map(lambda *x: np.concatenate(x), *(part.open() for part in parts))
 
     return in_pieces
 

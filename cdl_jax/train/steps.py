@@ -1,6 +1,7 @@
 """The compiled steps of a run: the usual one, and the one that answers to a drift."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 from cdl_jax.core.chain import is_sparsifier
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.sparsify import ErrorFeedbackState
-from cdl_jax.core.step import LossFn, StepInfo, TrainState, make_step
+from cdl_jax.core.step import LossFn, StepInfo, TrainState, proactive_step
 from cdl_jax.train.baselines import Frozen, Retraining
+from cdl_jax.train.bundle import Bundle, bundle
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
 from cdl_jax.train.initial import Trained
@@ -38,8 +40,7 @@ class Steps:
         denser = dataclasses.replace(config, density=config.drift_density)
         self._plans = {False: plan(config), True: plan(denser)}
         self._compiled = {
-            answers: make_step(loss_fn, chosen.tx, sharding=sharding, update=chosen.update)
-            for answers, chosen in self._plans.items()
+            answers: _program(loss_fn, chosen, sharding) for answers, chosen in self._plans.items()
         }
         self.tell: Callable[[str], None] = lambda note: None
         self._sharding = sharding
@@ -47,11 +48,11 @@ class Steps:
 
     def example(self, state: TrainState, batch: Any) -> SparseUpdate:
         """The shapes of the updates that the steps will make."""
-        return jax.eval_shape(self._usual, state, None, batch)[1].update
+        return jax.eval_shape(self._usual, state, batch)[1].shapes().update
 
     def warm_up(self, state: TrainState, batch: Any) -> None:
         """Compiles the usual step; the state stays."""
-        self._usual(jax.tree.map(jnp.copy, state), None, batch)
+        self._usual(jax.tree.map(jnp.copy, state), batch)
 
     def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
         """Chooses the program of the step that makes `version`; the state as it takes it."""
@@ -63,9 +64,10 @@ class Steps:
             self._answers = answers
         return state
 
-    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, StepInfo]:
-        """The step."""
-        return self._compiled[self._answers](state, None, batch)
+    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
+        """The step; what it tells is waited for when it is asked for."""
+        state, packed = self._compiled[self._answers](state, batch)
+        return state, packed.open
 
     def as_usual(self, state: TrainState) -> TrainState:
         """The state with the usual program's shapes; as it is while that is in use."""
@@ -75,6 +77,17 @@ class Steps:
         usual = self._plans[False]
         fresh = jax.jit(usual.optimizer.init, out_shardings=self._sharding)(state.params)
         return state._replace(opt_state=usual.with_optimizer(state.opt_state, fresh))
+
+
+def _program(loss_fn: LossFn, chosen: Plan, sharding: Any) -> Callable[..., Any]:
+    """`core.step.make_step`'s, whose information comes as a bundle."""
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Bundle]:
+        state, info = proactive_step(state, None, batch, loss_fn, chosen.tx, update=chosen.update)
+        return state, bundle(info)
+
+    return step
 
 
 def _with_slots(state: TrainState, chosen: Plan, sharding: Any = None) -> TrainState:

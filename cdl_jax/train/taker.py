@@ -93,7 +93,7 @@ class Taker:
         """Of the deployed model on samples [start, stop)."""
         batch = self._cluster.put(self.feed.read(start, stop))
         with self._cluster.over():
-            return self._score(deployed(state), batch)
+            return self._score(deployed(state), batch)()
 
     def _step(
         self, state: TrainState, trigger: Trigger, version: int
@@ -106,7 +106,7 @@ class Taker:
         with self._cluster.over(), jax.transfer_guard_device_to_host("disallow"):
             scores = self._score(deployed(state), new)
             state, info = self.steps.take(state, batch)
-        return state, [Pending(trigger, stop - start, lambda: jax.device_get((scores, info)))]
+        return state, [Pending(trigger, stop - start, lambda: (scores(), info()))]
 
     def _block(
         self, scan: Scan, state: TrainState, some: Sequence[Trigger], version: int

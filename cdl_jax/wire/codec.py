@@ -149,13 +149,14 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _stretches(leaves: list[int], last: int) -> bytes:
-    steps = np.diff(leaves, prepend=last)
+    ends = np.array([last, *leaves])
+    steps = ends[1:] - ends[:-1]
     apart = steps != 1
     apart[0] = True
     starts = np.flatnonzero(apart)
-    takes = np.diff(starts, append=len(leaves)).tolist()
+    takes = np.append(starts[1:], len(leaves)) - starts
     skips = (steps[starts] - 1).tolist()
-    pairs = [varint(number) for pair in zip(skips, takes, strict=True) for number in pair]
+    pairs = [varint(number) for pair in zip(skips, takes.tolist(), strict=True) for number in pair]
     return b"".join([varint(len(takes)), *pairs])
 
 

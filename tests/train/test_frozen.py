@@ -1,6 +1,7 @@
 import numpy as np
 
 from cdl_jax.train.frozen import FrozenModel
+from cdl_jax.train.scoring import Scores
 
 
 def make(stop, asked):
@@ -8,7 +9,10 @@ def make(stop, asked):
         asked.append((start, end))
         return np.arange(start, end)
 
-    return FrozenModel(None, lambda tree, batch: (batch % 3 == 0, None), read, lambda: stop)
+    def score(tree, batch):
+        return lambda: Scores(batch % 3 == 0, None, {})
+
+    return FrozenModel(None, score, read, lambda: stop)
 
 
 def test_every_sample_is_scored_once_and_ahead():
