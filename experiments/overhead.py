@@ -2,12 +2,14 @@
 
 Clocks are put around the parts of the real loop from outside, a part inside another counting for
 itself alone; step is the dispatch and the wait for the results. The baseline is the same compiled
-programs, the step and the scoring of the new samples, one after another without a loop or a log.
-While a version is scored, counted and published, the next step is on its way, so most of the host's
-work costs no time: `seen` is how much longer the loop takes than its programs alone, `host` all of
-the host's work, hidden or not. Both in shares of the step. Expected: seen under 10%.
+programs, the step and the scoring of the new samples, one after another without a loop or a log;
+the loop pauses for it every 50 versions, since a shared machine's speed changes from one second to
+the next. While a version is scored, counted and published, the next step is on its way, so most of
+the host's work costs no time: `seen` is how much longer the loop takes than its programs beside
+it, `host` all of the host's work, hidden or not. Both in shares of the step. Expected: seen under
+10%.
 
-    python -m experiments.overhead          about 2 minutes on 2 CPU cores
+    python -m experiments.overhead          about 3 minutes on 2 CPU cores
 """
 
 import collections
@@ -21,11 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from cdl_jax.core.step import deployed
@@ -45,8 +48,9 @@ from cdl_jax.train.steps import Steps
 from experiments.runs import conditions, save
 
 HOST = ("sampling", "feeding", "scoring", "metrics", "encoding", "appending", "loop")
-WARM_UP = 100  # versions
+BLOCK = 50  # versions between two pauses
 FEW = 25  # steps that are timed together without the loop
+UNLIKE = 3  # versions behind a pause: a step was ready before it was asked for
 PLACES = (
     (Feed, "positions", "sampling"), (Feed, "batch", "feeding"), (Feed, "read", "feeding"),
     (Cluster, "put", "feeding"), (Steps, "prepare", "step"), (Steps, "take", "step"),
@@ -64,7 +68,7 @@ class Options:
     """Settings of the measurement."""
 
     rounds: int = 5
-    """Runs, each beside as many steps alone."""
+    """Runs."""
     limit: int = 8_000
     """Samples of the stream in each: a version is 8."""
     seed: int = 0
@@ -98,18 +102,19 @@ class Clock:
 
         return timed
 
-    def version_ends(self) -> None:
-        """Closes a version's account: the rest of its time is the loop's."""
+    def version_ends(self, pause: Callable[[], None]) -> None:
+        """Closes a version's account: the rest of its time is the loop's. A pause is nobody's."""
         now = time.perf_counter()
         rest = now - self._last - sum(self._now.values())
         self.versions.append({**self._now, "loop": rest, "total": now - self._last})
+        pause()
         self._now.clear()
-        self._last = now
+        self._last = time.perf_counter()
 
 
 def main(options: Options) -> int:
     """Measures, writes overhead.json, prints it."""
-    rows, alone = [], []
+    blocks: list[Block] = []
     # ext4 looks at each file that was deleted in the last minutes before it makes another: none is,
     # before the end.
     pathlib.Path(options.folder).mkdir(parents=True, exist_ok=True)
@@ -118,16 +123,15 @@ def main(options: Options) -> int:
         bare = Bare(config)
         for number in range(options.rounds):
             print(f"[{number + 1}/{options.rounds}]", file=sys.stderr, flush=True)
-            rows += in_the_loop(config)
-            alone += bare.times(20)
+            blocks += in_the_loop(config, bare)
         profiled = profile(config)
     words = f"--rounds {options.rounds} --limit {options.limit} --seed {options.seed}"
     result = {
         "about": "Median milliseconds a version.",
         "settings": "LeNet5, MNIST, sparse 1e-3 per tensor, trigger 8, batch 128, folder log",
         "seed": options.seed,
-        "versions_timed": len(rows),
-        **summary(rows, alone),
+        "versions_timed": sum(len(block.rows) for block in blocks),
+        **summary(blocks),
         "profile": profiled,
         **conditions(f"python -m experiments.overhead {words}"),
     }
@@ -135,51 +139,76 @@ def main(options: Options) -> int:
     return 0
 
 
-def in_the_loop(config: TrainConfig) -> list[dict[str, float]]:
-    """Seconds by part of each version of a run, without the first ones, which warm up.
+class Block(NamedTuple):
+    """Versions of a run, and its programs alone right behind them; seconds."""
 
-    The last one has no next step beside it.
-    """
-    clock = Clock()
-    with clocks(clock):
+    rows: list[dict[str, float]]  # by part
+    step: float
+    programs: float  # the step and the scoring
+
+
+def in_the_loop(config: TrainConfig, bare: "Bare") -> list[Block]:
+    """The blocks of a run, without the first one, which warms up."""
+    clock, alone = Clock(), []
+
+    def pause(trainer: loop.ContinuousTrainer) -> None:
+        if len(clock.versions) % BLOCK == 0:
+            jax.block_until_ready(trainer.state)
+            alone.append(bare.times())
+
+    with clocks(clock, pause):
         _fresh(config)
-    return clock.versions[WARM_UP:-1]
+    rows = clock.versions[:-1]  # the last one has no next step beside it
+    return [
+        Block(rows[place * BLOCK + UNLIKE : (place + 1) * BLOCK], *times)
+        for place, times in enumerate(alone)
+    ][1:]
 
 
-def summary(rows: list[dict[str, float]], alone: list[tuple[float, float]]) -> dict[str, Any]:
+def summary(blocks: list[Block]) -> dict[str, Any]:
     """Medians by part, and what of them is overhead."""
+    rows = [row for block in blocks for row in block.rows]
     parts = {name: _median([row.get(name, 0.0) for row in rows])
              for name in ("step", *HOST, "checkpoint", "total")}  # fmt: skip
-    step, programs = (_median(column) for column in zip(*alone, strict=True))
+    step = _median([block.step for block in blocks])
     host = sum(parts[name] for name in HOST)
+    seen = [_seen(block, statistics.median) for block in blocks]
+    means = [_seen(block, statistics.fmean) for block in blocks]
     return {
         "parts, ms": {name: round(x, 4) for name, x in parts.items()},
         "step alone, ms": round(step, 4),
-        "step and scoring alone, ms": round(programs, 4),
+        "step and scoring alone, ms": round(_median([block.programs for block in blocks]), 4),
         "host, ms": round(host, 4),
         "host / step": round(host / step, 4),
-        "seen / step": round((parts["total"] - programs) / step, 4),
-        "seen / step, of means": round(_seen(rows, alone), 4),
+        "blocks": len(blocks),
+        "seen / step": median_interval(seen),
+        "seen / step, of means": median_interval(means),
     }
 
 
-def _seen(rows: list[dict[str, float]], alone: list[tuple[float, float]]) -> float:
-    """As the medians say it, but with what comes now and then: snapshots, digests, checkpoints."""
-    steps, programs = (statistics.fmean(column) for column in zip(*alone, strict=True))
-    return (statistics.fmean(row["total"] for row in rows) - programs) / steps
+def _seen(block: Block, middle: Callable[[Any], float]) -> float:
+    """The mean has what comes now and then: snapshots, digests, checkpoints."""
+    return (middle([row["total"] for row in block.rows]) - block.programs) / block.step
+
+
+def median_interval(values: list[float]) -> list[float]:
+    """The median, and the ends of its bootstrap 95% interval."""
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return [round(float(x), 4) for x in (np.median(values), low, high)]
 
 
 @contextlib.contextmanager
-def clocks(clock: Clock) -> Iterator[None]:
-    """The trainer with clocks around its parts."""
+def clocks(clock: Clock, pause: Callable[[loop.ContinuousTrainer], None]) -> Iterator[None]:
+    """The trainer with clocks around its parts, and a look at it behind each version."""
     pending, score, finish = taker.Pending, taker.scorer, loop.ContinuousTrainer._finish
 
     def awaited(trigger: Any, arrived: int, outcome: Any) -> Any:
         return pending(trigger, arrived, clock.around(outcome, "step"))
 
-    def finished(*args: Any) -> None:
-        finish(*args)
-        clock.version_ends()
+    def finished(trainer: Any, *args: Any) -> None:
+        finish(trainer, *args)
+        clock.version_ends(lambda: pause(trainer))
 
     with contextlib.ExitStack() as stack:
         for owner, name, part in PLACES:
@@ -204,9 +233,9 @@ class Bare:
         self._new = jax.tree.map(jnp.asarray, data.batch(range(config.trigger)))
         self._take(scores=True)  # compiles
 
-    def times(self, count: int) -> list[tuple[float, float]]:
-        """Seconds a version of steps alone, and of steps and scorings; `count` times a few."""
-        return [(self._few(scores=False), self._few(scores=True)) for _ in range(count)]
+    def times(self) -> tuple[float, float]:
+        """Seconds a version of a few steps alone, and of steps and scorings."""
+        return self._few(scores=False), self._few(scores=True)
 
     def _few(self, *, scores: bool) -> float:
         begun = time.perf_counter()

@@ -21,8 +21,11 @@ def test_a_part_inside_another_counts_for_itself_alone(monkeypatch):
 
     clock.around(work, "outer")()
     passes(4)
-    clock.version_ends()
-    assert clock.versions == [{"inner": 2, "outer": 1, "loop": 4, "total": 7}]
+    clock.version_ends(lambda: passes(100))
+    passes(3)
+    clock.version_ends(lambda: None)
+    first = {"inner": 2, "outer": 1, "loop": 4, "total": 7}
+    assert clock.versions == [first, {"loop": 3, "total": 3}]
 
 
 @pytest.fixture
@@ -35,13 +38,14 @@ def config(tmp_path):
 
 
 def test_every_part_of_the_real_loop_is_timed(config, monkeypatch):
-    monkeypatch.setattr(overhead, "WARM_UP", 9)
+    monkeypatch.setattr(overhead, "BLOCK", 10)
     monkeypatch.setattr(overhead, "FEW", 2)
-    rows = overhead.in_the_loop(config)
-    assert len(rows) == 20
+    blocks = overhead.in_the_loop(config, overhead.Bare(config))
+    assert [len(block.rows) for block in blocks] == [7, 6]
+    rows = [row for block in blocks for row in block.rows]
     assert all(set(overhead.HOST) | {"step"} <= set(row) for row in rows)
-    bare = overhead.Bare(config).times(2)
-    found = overhead.summary(rows, bare)
+    assert all(0 < block.step and 0 < block.programs for block in blocks)
+    found = overhead.summary(blocks)
     parts = found["parts, ms"]
     assert found["host, ms"] == pytest.approx(sum(parts[n] for n in overhead.HOST), abs=1e-3)
     assert found["host / step"] == pytest.approx(
@@ -50,3 +54,11 @@ def test_every_part_of_the_real_loop_is_timed(config, monkeypatch):
     profile = overhead.profile(config, rows=5)
     assert len(profile) == 5
     assert {"function", "calls", "own_ms"} <= set(profile[0])
+
+
+def test_what_is_seen_is_a_share_of_the_step_beside_it():
+    block = overhead.Block([{"total": 5.0}, {"total": 5.0}, {"total": 8.0}], 2.0, 3.0)
+    slow = overhead.Block([{"total": 50.0}, {"total": 50.0}, {"total": 80.0}], 20.0, 30.0)
+    found = overhead.summary([block, slow])
+    assert found["seen / step"] == [1.0, 1.0, 1.0]
+    assert found["seen / step, of means"] == [1.5, 1.5, 1.5]
