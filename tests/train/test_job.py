@@ -154,16 +154,16 @@ def test_steps_that_are_never_finite_stop_the_run(tmp_path, monkeypatch):
     )
     from cdl_jax.train import steps
 
-    make_step = steps.make_step
+    step = steps.proactive_step
 
-    def poisoned(loss_fn, tx, **options):
+    def poisoned(state, history, stream, loss_fn, tx, **options):
         def bad(*args):
             loss, rest = loss_fn(*args)
             return loss * float("nan"), rest
 
-        return make_step(bad, tx, **options)
+        return step(state, history, stream, bad, tx, **options)
 
-    monkeypatch.setattr(steps, "make_step", poisoned)
+    monkeypatch.setattr(steps, "proactive_step", poisoned)
     with pytest.raises(TrainingError, match="5 steps in a row"):
         go(tmp_path, max_skipped=5)
 
