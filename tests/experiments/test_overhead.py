@@ -44,7 +44,7 @@ def test_every_part_of_the_real_loop_is_timed(config, monkeypatch):
     assert [len(block.rows) for block in blocks] == [7, 6]
     rows = [row for block in blocks for row in block.rows]
     assert all(set(overhead.HOST) | {"step"} <= set(row) for row in rows)
-    assert all(0 < block.step and 0 < block.programs for block in blocks)
+    assert all(block.step > 0 and block.programs > 0 for block in blocks)
     found = overhead.summary(blocks)
     parts = found["parts, ms"]
     assert found["host, ms"] == pytest.approx(sum(parts[n] for n in overhead.HOST), abs=1e-3)
