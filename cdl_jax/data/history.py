@@ -16,6 +16,7 @@ from cdl_jax.errors import ConfigError
 
 State = dict[str, np.ndarray]
 _POLICY, _JOIN = 0, 1  # streams of random numbers: draws by step, joins by position
+_COUNTERS = tuple(np.array([0, 0, 0, use], np.uint64) for use in (_POLICY, _JOIN))
 
 
 class History(Protocol):
@@ -303,8 +304,20 @@ class _Growing:
         self._used = need
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """Hands Philox its key as it is; given as `key`, each generator would ask for entropy first."""
+
+    def __init__(self, seed: int, step: int):
+        self._words = np.array([seed, step], np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> np.ndarray:
+        """The key's two words."""
+        return self._words
+
+
 def _generator(seed: int, step: int, use: int = _POLICY) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, use]))
+    key: Any = _Key(seed, step)  # NumPy's stubs know no interface here, its documentation does
+    return np.random.Generator(np.random.Philox(key, counter=_COUNTERS[use]))
 
 
 def _by_weight(generator: Any, log_weights: np.ndarray, size: int) -> np.ndarray:

@@ -46,12 +46,14 @@ class Folder:
 
 
 def _write(path: str, blob: bytes) -> None:
-    with open(path, "xb", buffering=0) as file:
-        try:
-            left = memoryview(blob)
-            while left:
-                left = left[file.write(left) :]
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            raise
+    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(blob)
+        while left:
+            left = left[os.write(file, left) :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(file)

@@ -1,6 +1,6 @@
 """What a client notices of 20 updates a second, applied to the ResNet18 that answers it.
 
-    python -m experiments.deploy.load                      20 rounds, about 10 minutes
+    python -m experiments.deploy.load                      20 rounds, about 20 minutes
     python -m experiments.deploy.load --rounds 3 --requests 100
 
 Two servers, one after the other: `cdl-jax serve`'s own, and the same with every version loaded as
@@ -37,7 +37,7 @@ from experiments.deploy import recorded
 from experiments.runs import conditions, save
 
 BLOCKS = ("updates", "quiet", "quiet again")
-SLOWEST = 0.012  # seconds a request, for the number of updates to record
+SLOWEST = 0.04  # seconds a request, for the number of updates to record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,9 @@ def feed(
             if not on.wait(0.05):
                 due = time.monotonic()
                 continue
-            log.append(*next(waiting), owner)
+            if (update := next(waiting, None)) is None:
+                sys.exit(1)
+            log.append(*update, owner)
             due += 1 / rate
             time.sleep(max(0.0, due - time.monotonic()))
 

@@ -156,3 +156,10 @@ def test_what_is_no_policy_is_refused():
         history("lru", seed=0, size=1)
     with pytest.raises(ConfigError, match="history_size is 0; give 1 or more"):
         history("window", seed=0, size=0)
+
+
+def test_draws_are_those_of_philox_keyed_by_seed_and_step():
+    for step in (0, 7, 1 << 31):
+        philox = np.random.Philox(key=[3, step], counter=[0, 0, 0, 0])
+        drawn = np.random.Generator(philox).choice(1000, 50, replace=False)
+        assert (UniformHistory(3).draw(step, 1000, 50) == drawn).all()
