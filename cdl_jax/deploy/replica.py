@@ -22,8 +22,7 @@ from cdl_jax.wire import (
     Snapshot,
     WireError,
     decode_snapshot,
-    decode_update,
-    read_header,
+    decode_with_header,
 )
 
 if TYPE_CHECKING:
@@ -301,8 +300,7 @@ class Replica:
         expected = base.version + 1
         refused = functools.partial(_refused, expected)
         try:
-            header = read_header(blob)
-            update = decode_update(blob, key=self._key)
+            header, update = decode_with_header(blob, key=self._key)
         except SignatureError as error:
             raise refused("signature", error) from error
         except WireError as error:

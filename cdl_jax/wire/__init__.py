@@ -5,7 +5,13 @@ from typing import Any
 
 from cdl_jax.errors import ConfigError
 from cdl_jax.wire.error import SignatureError, WireError
-from cdl_jax.wire.format import Header, decode_update, encode_update, read_header
+from cdl_jax.wire.format import (
+    Header,
+    decode_update,
+    decode_with_header,
+    encode_update,
+    read_header,
+)
 from cdl_jax.wire.snapshot import Snapshot, decode_snapshot, encode_snapshot
 
 __all__ = [
@@ -15,6 +21,7 @@ __all__ = [
     "WireError",
     "decode_snapshot",
     "decode_update",
+    "decode_with_header",
     "encode_snapshot",
     "encode_update",
     "read_header",

@@ -149,15 +149,14 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _stretches(leaves: list[int], last: int) -> bytes:
-    ends = np.array([last, *leaves])
-    steps = ends[1:] - ends[:-1]
-    apart = steps != 1
-    apart[0] = True
-    starts = np.flatnonzero(apart)
-    takes = np.append(starts[1:], len(leaves)) - starts
-    skips = (steps[starts] - 1).tolist()
-    pairs = [varint(number) for pair in zip(skips, takes.tolist(), strict=True) for number in pair]
-    return b"".join([varint(len(takes)), *pairs])
+    pairs: list[list[int]] = []  # leaves skipped, leaves taken
+    for leaf in leaves:  # few, and NumPy's calls would cost more
+        if pairs and leaf == last + 1:
+            pairs[-1][1] += 1
+        else:
+            pairs.append([leaf - last - 1, 1])
+        last = leaf
+    return b"".join(map(varint, [len(pairs), *itertools.chain.from_iterable(pairs)]))
 
 
 def _read_group(reader: "_Reader", last: int) -> Group:

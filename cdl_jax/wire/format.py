@@ -99,11 +99,18 @@ def decode_update(blob: bytes, *, key: "PublicKey | None" = None) -> SparseUpdat
       WireError: when the bytes are cut, damaged, foreign, not signed by the key, or not in the
         one canonical form.
     """
+    return decode_with_header(blob, key=key)[1]
+
+
+def decode_with_header(
+    blob: bytes, *, key: "PublicKey | None" = None
+) -> tuple[Header, SparseUpdate]:
+    """`read_header` and `decode_update` in one; the checksum is computed once."""
     opened = _open(blob)
     _check_signature(opened, key)
     header, groups = opened.header, decode_body(opened.body)
     counts = [count for group in groups for count in group.counts.tolist()]
-    return SparseUpdate(
+    update = SparseUpdate(
         indices=tuple(p for group in groups for p in _cut(group.positions, group.counts)),
         values=tuple(v for group in groups for v in _cut(group.values, group.counts)),
         counts=np.array(counts, np.int32),
@@ -114,6 +121,7 @@ def decode_update(blob: bytes, *, key: "PublicKey | None" = None) -> SparseUpdat
         fingerprint=header.fingerprint,
         scales=tuple(_scale(e) for group in groups for e in group.scales),
     )
+    return header, update
 
 
 def read_header(blob: bytes) -> Header:
