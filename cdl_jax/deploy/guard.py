@@ -6,13 +6,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cdl_jax.deploy.metrics import Metrics
 
 Message = dict[str, Any]
 OPEN_ROUTES = ("/", "/healthz", "/readyz")  # without a token, too
-HEADER_SECONDS = 10.0
+SLOW_SECONDS = 10.0  # for a header, or without taking anything of an answer
 
 
 class Guard:
@@ -120,13 +121,68 @@ async def refuse(send: Any, status: int, sentence: str) -> None:
 
 
 class Protocol(H11Protocol):
-    """uvicorn's own, which drops a client whose first request takes too long to begin."""
+    """uvicorn's own, which drops a client that is slow to send a header or to take its answers."""
+
+    _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio."""
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._drop_if_silent)
+        self._hurry()
 
-    def _drop_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """See uvicorn."""
+        super().on_response_complete()
+        self._look()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """See uvicorn. Its orderly end waits for a client that takes what was answered."""
+        super().timeout_keep_alive_handler()
+        self._hurry()
+
+    def pause_writing(self) -> None:
+        """See asyncio: the client does not take its answers."""
+        super().pause_writing()
+        self._hurry()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        super().resume_writing()
+        self._relax()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._relax()
+        super().connection_lost(exc)
+        self._relax()
+
+    def _look(self) -> None:
+        """The time of a header begins with its first byte, and ends with its last one."""
+        begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if begun or self.flow.write_paused or self.transport.is_closing():
+            self._hurry()
+        else:
+            self._relax()
+
+    def _hurry(self) -> None:
+        if self._deadline is None:
+            waiting = self.transport.get_write_buffer_size()
+            self._deadline = self.loop.call_later(SLOW_SECONDS, self._drop, waiting)
+
+    def _drop(self, before: int) -> None:
+        """Unless the client took something of what waited for it."""
+        self._deadline = None
+        if 0 < self.transport.get_write_buffer_size() < before:
+            self._hurry()
+        else:
+            self.transport.abort()
+
+    def _relax(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

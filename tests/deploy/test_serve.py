@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import select
 import signal
 import socket
 import subprocess
@@ -37,7 +38,7 @@ def served(log, *flags):
 
 
 START = (
-    "import sys, cdl_jax.deploy.guard as guard; guard.HEADER_SECONDS = 0.5\n"
+    "import sys, cdl_jax.deploy.guard as guard; guard.SLOW_SECONDS = 0.5\n"
     "from cdl_jax.cli import main; sys.exit(main())"
 )
 
@@ -67,6 +68,26 @@ def test_it_serves_follows_drops_the_silent_and_stops_in_order(tmp_path):
         process.send_signal(signal.SIGTERM)
         process.wait(20)
         assert process.returncode in (0, cli.INTERRUPTED, -signal.SIGTERM)
+
+
+def test_it_drops_the_slow_whatever_came_before(tmp_path):
+    Run(tmp_path).owner.release()
+    good = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with served(tmp_path) as (url, _):
+        port = int(url.rsplit(":", 1)[1])
+        half = socket.create_connection(("127.0.0.1", port), timeout=4)  # uvicorn's own is 5 s
+        half.sendall(good + b"GET / HTTP/1.1\r\nX-Slow")
+        with half, contextlib.suppress(ConnectionResetError):
+            while half.recv(1 << 20):
+                pass
+        deaf = socket.create_connection(("127.0.0.1", port), timeout=1)
+        with contextlib.suppress(OSError):  # to answers of 50 MB and more
+            deaf.sendall(good * 20_000)
+        dropped = select.poll()
+        dropped.register(deaf, 0)
+        assert dropped.poll(10_000)
+        deaf.close()
+        assert httpx.get(f"{url}/healthz").json() == {"healthy": True}
 
 
 def test_garbage_is_answered_by_4xx_and_memory_does_not_grow(tmp_path):
