@@ -87,9 +87,9 @@ def follow(config: FollowConfig) -> FollowSummary:
                 _advance(replica, config, summary, lines)
                 pauses.over()
             except (RefusedUpdateError, StoreError) as error:
-                summary.refused += isinstance(error, RefusedUpdateError)
                 pauses.take(error)
     summary.version, summary.digest = replica.version, replica.full_digest()
+    summary.refused = replica.refused.total()
     if config.run is not None:
         (pathlib.Path(config.run) / "summary.json").write_text(summary.to_json())
     return summary

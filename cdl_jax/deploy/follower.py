@@ -1,5 +1,6 @@
 """A thread that keeps a replica at its log's end, and one that watches how far behind it is."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -13,7 +14,7 @@ from cdl_jax.deploy.follow import Pauses
 from cdl_jax.deploy.log import UpdateLog
 from cdl_jax.deploy.metrics import Metrics
 from cdl_jax.deploy.replica import Replica
-from cdl_jax.errors import LogError, RefusedUpdateError
+from cdl_jax.errors import LogError
 
 WATCH_SECONDS = 1.0
 WAIT_SECONDS = 0.5
@@ -45,6 +46,7 @@ class Follower:
     def __init__(self, replica: Replica, log: UpdateLog, metrics: Metrics):
         self._replica, self._log, self._metrics = replica, log, metrics
         self._stop = threading.Event()
+        self._refused: collections.Counter[str] = collections.Counter()
         self.lag, self.last_error = Lag(), None
         self.status: dict[str, Any] = {}
         metrics.version.set(replica.version)
@@ -76,9 +78,8 @@ class Follower:
                 self._replica.wait(WAIT_SECONDS)
             except Exception as error:  # a full memory, say: what is served stays whole
                 self.last_error = str(error) or repr(error)
-                if isinstance(error, RefusedUpdateError):
-                    self._metrics.refused.labels(error.reason).inc()
                 pauses.take(error)
+            self._count_refused()
 
     def _advance(self) -> None:
         before, begun = self._replica.version, time.perf_counter()
@@ -95,6 +96,12 @@ class Follower:
             if written is not None:
                 metrics.freshness.observe(max(0.0, time.time() - written))
                 metrics.first_answer.written(version, written)
+
+    def _count_refused(self) -> None:
+        """Those too that a newer snapshot made good at once."""
+        for reason, count in self._replica.refused.items():
+            self._metrics.refused.labels(reason).inc(count - self._refused[reason])
+        self._refused = self._replica.refused.copy()
 
     def _watch(self) -> None:
         while not self._stop.wait(WATCH_SECONDS):

@@ -1,5 +1,6 @@
 """A replica: follows a log and serves, at every moment, one whole version of the model."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -53,6 +54,7 @@ class Replica:
 
     Attributes:
       last_error: why the newest update was refused, or None.
+      refused: updates that `advance` refused, by reason (`RefusedUpdateError.reason`).
       held_back: why the gate keeps the newest version from being served, or None.
     """
 
@@ -90,6 +92,7 @@ class Replica:
             )
         self.lineage, self.manifest = manifest.lineage, manifest
         self.last_error: str | None = None
+        self.refused: collections.Counter[str] = collections.Counter()
         self.held_back: str | None = None
         self._pinned, self._looked = at, time.monotonic()
         snapshot = self._newest_whole() if at is None else self._snapshot(self._start_of(at))
@@ -148,6 +151,7 @@ class Replica:
             self.apply(blob)
         except RefusedUpdateError as error:
             self.last_error = str(error)
+            self.refused[error.reason] += 1
             if not self._jump(1):
                 raise
             blob = b""

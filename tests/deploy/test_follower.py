@@ -27,3 +27,21 @@ def test_updates_give_way_to_requests(tmp_path):
         assert own == os.getpriority(os.PRIO_PROCESS, os.getpid()) < NICENESS
     finally:
         follower.close()
+
+
+def test_a_refused_update_counts_where_a_snapshot_made_it_good(tmp_path):
+    run, metrics = Run(tmp_path, snapshot_every=5), Metrics()
+    run.publish(5)
+    path = tmp_path / "updates" / f"{3:012d}"
+    path.write_bytes(path.read_bytes()[:-1])
+    replica = Replica(run.log, at=0)
+    replica.pin(None)
+    follower = Follower(replica, run.log, metrics)
+    try:
+        deadline = time.monotonic() + 10
+        while replica.version < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (replica.version, follower.last_error) == (5, None)
+    finally:
+        follower.close()
+    assert 'cdl_refused_updates_total{reason="damaged"} 1.0' in metrics.text().decode()
