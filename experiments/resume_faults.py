@@ -35,7 +35,7 @@ from cdl_jax.train import TrainConfig, run
 from cdl_jax.train.checkpoint import Checkpoints
 from experiments.runs import conditions, save
 
-CLOCKS = ("full_at", "made_at", "acknowledged_at")
+CLOCKS = ("first_at", "full_at", "made_at", "acknowledged_at")
 KINDS = ("once", "twice", "while a checkpoint is written", "before a checkpoint")
 VERSIONS, CHECKPOINT_EVERY = 30, 4
 COUNTS = (

@@ -5,6 +5,7 @@ already, and the newest of them, or None. A sample is a dict of numbers or array
 integer field "label" is the class, and a field whose name begins with _ is the source's own.
 """
 
+import collections
 import importlib
 import threading
 import time
@@ -53,6 +54,7 @@ class LiveData:
             source, stall_seconds, on_stall, ahead,
         )  # fmt: skip
         self._asked, self._newest_at, self._error = 0, time.monotonic(), None
+        self._stamps: collections.deque[float] = collections.deque(maxlen=2 * ahead)  # the newest
         self._changed, self._closing, self._closed = threading.Condition(), False, False
         self._thread = threading.Thread(target=self._take, name=f"source {name}", daemon=True)
         self._thread.start()
@@ -90,6 +92,12 @@ class LiveData:
                 raise self._error
             return len(self)
 
+    def arrived_at(self, place: int) -> float:
+        """When a sample came, in seconds since the epoch; now for one of an earlier life."""
+        with self._changed:
+            back = self.spool.stop - place
+            return self._stamps[-back] if 0 < back <= len(self._stamps) else time.time()
+
     def first(self, count: int) -> None:
         """Waits for the samples of the initial training, and learns the classes from them.
 
@@ -124,6 +132,7 @@ class LiveData:
                         return
                     self.spool.append(sample)
                     self._newest_at = time.monotonic()
+                    self._stamps.append(time.time())
                     self._changed.notify_all()
                     if self._closing:
                         return

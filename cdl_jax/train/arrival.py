@@ -12,7 +12,8 @@ class Trigger(NamedTuple):
 
     start: int
     stop: int
-    full_at: float  # seconds since the epoch when the last of them arrived
+    first_at: float  # seconds since the epoch when the first of them arrived
+    full_at: float  # and the last
 
 
 class Arrivals:
@@ -48,14 +49,16 @@ class Arrivals:
             start = self._next
             if self._recorded:
                 self._next = self._recorded.pop()
-                yield Trigger(start, self._next, time.time())
+                now = time.time()
+                yield Trigger(start, self._next, now, now)
                 self._restart()
                 continue
             self._sleep_until_due()
             stop = self._due()
-            late = max(0.0, -self._wait(stop)) if self._pace else 0.0
             self._next = stop
-            yield Trigger(start, stop, time.time() - late)
+            full_at = time.time() - (max(0.0, -self._wait(stop)) if self._pace else 0.0)
+            fills = (stop - start - 1) / self._pace if self._pace else 0.0
+            yield Trigger(start, stop, full_at - fills, full_at)
 
     def next_is_here(self) -> bool:
         """Whether the next trigger is full already, so that there is no time to lose."""
@@ -122,7 +125,8 @@ class LiveArrivals:
             start, self._next = self._next, self._due()
             if self._next <= start:
                 return
-            yield Trigger(start, self._next, time.time())
+            stamps = self._data.arrived_at(start), self._data.arrived_at(self._next - 1)
+            yield Trigger(start, self._next, *stamps)
 
     def next_is_here(self) -> bool:
         """Whether the next trigger is full already, so that there is no time to lose."""

@@ -22,7 +22,7 @@ from cdl_jax.train.arrival import Trigger
 
 AXIS = "batch"
 _SECONDS_TO_MEET, _SECONDS_TO_MISS = 120, 30  # before a process counts as dead
-_TRIGGER = struct.Struct("<?qqd")  # whether there is one, start, stop, full_at
+_TRIGGER = struct.Struct("<?qqdd")  # whether there is one, then a `Trigger`
 
 
 class Cluster:
@@ -112,7 +112,7 @@ class Cluster:
         own = iter(triggers)
         while True:
             mine = next(own, None) if self.leads else None
-            words = _TRIGGER.pack(mine is not None, *(mine or (0, 0, 0.0)))
+            words = _TRIGGER.pack(mine is not None, *(mine or (0, 0, 0.0, 0.0)))
             more, *trigger = _TRIGGER.unpack(self._broadcast(words))
             if not more:
                 return

@@ -196,6 +196,7 @@ class ContinuousTrainer:
             "metrics": jax.tree.map(float, info.metrics),
             "skipped": bool(info.skipped),
             "entries": int(info.update.counts.sum()),
+            "first_at": pending.trigger.first_at,
             "full_at": pending.trigger.full_at,
             "made_at": made_at,
         }

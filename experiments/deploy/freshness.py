@@ -144,7 +144,9 @@ def table(folder: pathlib.Path) -> dict[str, Any]:
     lines = _lines(folder / "trainer" / "metrics.jsonl")
     made = {x["version"]: x for x in lines if x["version"] > 1}  # the first was there before
     stretches: dict[str, list[float]] = {
-        "arrival to trigger full, per sample": [i / PACE for i in range(TRIGGER)] * len(made),
+        "first sample arrived to trigger full": [
+            x["full_at"] - x["first_at"] for x in made.values()
+        ],
         "trigger full to step done": [x["made_at"] - x["full_at"] for x in made.values()],
         "step done to acknowledged": [x["acknowledged_at"] - x["made_at"] for x in made.values()],
     }

@@ -112,6 +112,23 @@ def test_a_stream_goes_on_where_it_was_and_ends(tmp_path):
     data.close()
 
 
+def test_a_sample_says_when_it_came(tmp_path):
+    def source(count, last):
+        yield sample(count)
+        time.sleep(0.1)
+        yield from map(sample, range(count + 1, 3))
+
+    begun = time.time()
+    data = live(tmp_path, source)
+    assert data.wait(3) == 3
+    first, second = data.arrived_at(0), data.arrived_at(1)
+    assert begun <= first <= second - 0.1 <= time.time() - 0.1
+    data.close()
+    again = live(tmp_path, source)
+    now = time.time()
+    assert again.arrived_at(2) >= now  # of an earlier life nobody knows
+
+
 def test_a_stream_that_stalls_or_fails(tmp_path):
     end = threading.Event()
 

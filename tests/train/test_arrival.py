@@ -1,5 +1,7 @@
 import time
 
+import pytest
+
 from cdl_jax.train.arrival import Arrivals
 
 
@@ -20,6 +22,7 @@ def test_paced_triggers_wait_for_their_last_sample():
     for trigger in arrivals:
         assert not arrivals.next_is_here()
         stamps.append(trigger.full_at - begin)
+        assert trigger.full_at - trigger.first_at == pytest.approx(3 / 40, abs=1e-5)
     for stamp, due in zip(stamps, (0.1, 0.2, 0.3), strict=True):
         assert due - 0.01 <= stamp  # never before it could be full
     late = Arrivals(0, 8, 4, pace=100.0)

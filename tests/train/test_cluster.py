@@ -74,7 +74,7 @@ def test_batches_are_sharded_where_their_size_allows():
 
 def test_a_single_process_leads_itself():
     cluster = Cluster()
-    triggers = [Trigger(0, 8, 1.0), Trigger(8, 9, 2.0)]
+    triggers = [Trigger(0, 8, 0.5, 1.0), Trigger(8, 9, 2.0, 2.0)]
     assert list(cluster.led(iter(triggers))) == triggers
     assert cluster.share(b"abc") == b"abc"
     cluster.check_same({"a": 1})

@@ -20,7 +20,7 @@ def positions(feed, trigger, **options):
 
 
 def test_a_batch_is_history_then_the_new_samples():
-    got = positions(make(), Trigger(100, 104, 0.0))
+    got = positions(make(), Trigger(100, 104, 0.0, 0.0))
     assert len(set(got)) == 16
     assert got[12:] == [100, 101, 102, 103]
     assert max(got[:12]) < 100
@@ -28,25 +28,25 @@ def test_a_batch_is_history_then_the_new_samples():
 
 @pytest.mark.parametrize(("share", "recent"), [(0.1, 4), (0.5, 8), (1.0, 16)])
 def test_a_share_of_the_most_recent_samples(share, recent):
-    got = positions(make(), Trigger(100, 104, 0.0), share=share)
+    got = positions(make(), Trigger(100, 104, 0.0, 0.0), share=share)
     assert len(set(got)) == 16
     assert got[16 - recent :] == list(range(104 - recent, 104))
     assert all(p < 104 - recent for p in got[: 16 - recent])
 
 
 def test_a_window_shortens_the_history():
-    got = positions(make(history="balanced"), Trigger(100, 104, 0.0), window=20)
+    got = positions(make(history="balanced"), Trigger(100, 104, 0.0, 0.0), window=20)
     assert min(got) >= 80
     assert len(set(got)) == 16
 
 
 def test_without_the_new_ones_as_such_the_draw_may_hold_them():
     feed = make(include_new=False, batch_size=104)
-    assert sorted(positions(feed, Trigger(100, 104, 0.0))) == list(range(104))
+    assert sorted(positions(feed, Trigger(100, 104, 0.0, 0.0))) == list(range(104))
 
 
 def test_online_batches_are_what_arrived():
-    assert positions(make(strategy="online"), Trigger(100, 103, 0.0)) == [100, 101, 102]
+    assert positions(make(strategy="online"), Trigger(100, 103, 0.0, 0.0)) == [100, 101, 102]
 
 
 def test_samples_are_padded_to_one_size():

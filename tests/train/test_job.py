@@ -43,7 +43,12 @@ def test_a_run_publishes_what_replicas_serve(tmp_path):
         sum(r["correct"] for r in records) / 80
     )
     for record in records:
-        assert record["full_at"] <= record["made_at"] <= record["acknowledged_at"]
+        assert (
+            record["first_at"]
+            <= record["full_at"]
+            <= record["made_at"]
+            <= record["acknowledged_at"]
+        )
 
 
 def test_the_same_command_again_makes_the_same_bytes_and_goes_on(tmp_path):

@@ -22,7 +22,7 @@ QUICK = TrainConfig(
 )  # fmt: skip
 go = functools.partial(small.go, QUICK)
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-CLOCKS = ("full_at", "made_at", "acknowledged_at")
+CLOCKS = ("first_at", "full_at", "made_at", "acknowledged_at")
 
 
 def remains(path):
