@@ -11,7 +11,6 @@ An object is written once by a put that fails where the key is taken; object sto
 directories both do that atomically, so a torn object is never seen.
 """
 
-import datetime
 import pathlib
 import time
 from typing import Any
@@ -168,10 +167,10 @@ class StoreLog:
             self._objects.delete(keys[first : first + _AT_ONCE])
 
     def _list(self, folder: str) -> list[Kept]:
-        now = datetime.datetime.now(datetime.UTC)
+        now = time.time()
         found = [(pathlib.PurePath(x["path"]).stem, x) for x in self._objects.list(folder)]
         return sorted(
-            Kept(int(stem), x["size"], (now - x["last_modified"]).total_seconds())
+            Kept(int(stem), x["size"], now - x["last_modified"].timestamp())
             for stem, x in found
             if stem.isdigit()
         )

@@ -25,6 +25,7 @@ from cdl_jax.wire import Snapshot
 SHAPES = {"params/a/w": ((40, 30), "float32"), "params/b": ((64,), "float16"),
           "params/c": ((2, 500), "float32")}  # fmt: skip
 SPEC = TreeSpec(tuple(LeafSpec(name, *SHAPES[name]) for name in sorted(SHAPES)))
+JUMPS = (signal.SIGRTMIN, signal.SIGRTMIN + 1)
 PATIENCE = 0.4  # seconds without a heartbeat after which a writer counts as dead
 
 
@@ -63,11 +64,13 @@ class Trainer:
         return update
 
 
-def write(url: str, seed: int, acks: pathlib.Path, versions: int, keep: int | None) -> None:
+def write(url: str, seed: int, acks: pathlib.Path, versions: int, keep: Retention) -> None:
     """Publishes all versions; leaves an empty file in `acks` for each that was acknowledged.
 
-    SIGUSR1 makes the disk full, SIGUSR2 empties it: no file may grow past 100 bytes.
+    SIGUSR1 makes the disk full, SIGUSR2 empties it: no file may grow past 100 bytes. `JUMPS` move
+    the clock by which versions are stamped and grow old.
     """
+    jump_clock()
     limit = resource.RLIMIT_FSIZE
     hard = resource.getrlimit(limit)[1]
     signal.signal(signal.SIGUSR1, lambda *_: resource.setrlimit(limit, (100, hard)))
@@ -77,7 +80,7 @@ def write(url: str, seed: int, acks: pathlib.Path, versions: int, keep: int | No
     with log.claim(patience=PATIENCE) as owner:
         publisher = Publisher.begin(
             log, owner, trainer.tree(), config={"seed": seed}, snapshot_every=7,
-            retention=Retention(versions=keep),
+            retention=keep,
             on_failure=FailurePolicy(on_failure="wait", patience=10.0),
         )  # fmt: skip
         for version in range(1, versions + 1):
@@ -132,7 +135,7 @@ class FaultyReads:
 def follow(url: str, seed: int, out: pathlib.Path, versions: int, rate: float) -> None:
     """Follows to the last version; writes down what was served, by its full digest, and faults.
 
-    SIGUSR1 and SIGUSR2 set the process's clock an hour on or back.
+    `JUMPS` move its clock.
     """
     jump_clock()
     rng, counts = random.Random(seed), {}
@@ -171,10 +174,10 @@ def read(replica: Replica, file: int, done: threading.Event) -> None:
 
 
 def jump_clock() -> None:
-    """Lets signals move this process's wall clock."""
+    """Lets `JUMPS` move this process's wall clock, an hour on or two back."""
     real, offset = time.time, [0.0]
     time.time = lambda: real() + offset[0]
-    for number, jump in ((signal.SIGUSR1, 3600.0), (signal.SIGUSR2, -7200.0)):
+    for number, jump in zip(JUMPS, (3600.0, -7200.0), strict=True):
         signal.signal(number, lambda *_, jump=jump: offset.__setitem__(0, offset[0] + jump))
 
 

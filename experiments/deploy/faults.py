@@ -38,7 +38,7 @@ import tyro
 import cdl_jax.core.tree  # loaded before the forks, as the next one
 import cdl_jax.deploy.redis_log  # noqa: F401
 from cdl_jax.core import digest as digests
-from cdl_jax.deploy import Replica, open_log
+from cdl_jax.deploy import Replica, Retention, open_log
 from experiments.deploy import fault_actors as actors
 from experiments.deploy.broker import Broker
 from experiments.runs import save
@@ -103,17 +103,19 @@ class Actor:
             finally:
                 os._exit(status)
 
-    def signal(self, number: int) -> None:
-        """Sends a signal, if it runs."""
+    def signal(self, number: int) -> bool:
+        """Sends a signal; whether it ran."""
         if self.pid:
             os.kill(self.pid, number)
+        return bool(self.pid)
 
-    def kill(self) -> None:
-        """SIGKILL, and waits."""
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+    def kill(self) -> bool:
+        """SIGKILL, and waits; whether it ran."""
+        ran = self.signal(signal.SIGKILL)
+        if ran:
             os.waitpid(self.pid, 0)
             self.pid = 0
+        return ran
 
     def done(self) -> bool:
         """Whether the work is done; starts it again where it ended otherwise."""
@@ -145,6 +147,7 @@ class Run:
         self.broker = Broker(folder / "broker") if redis else None
         self.url = self.broker.url() if self.broker else str(folder / "log")
         self.keep = self.rng.choice([None, 10, 25])
+        self.keep_seconds = self.rng.choice([None, 0.2, 600.0])
         self.rate = self.rng.choice([0.0, 0.05, 0.3])
         self.acks = folder / "acks"
         self.acks.mkdir()
@@ -180,7 +183,8 @@ class Run:
         return all(ended)
 
     def _write(self) -> None:
-        actors.write(self.url, self.seed, self.acks, self.versions, self.keep)
+        keep = Retention(versions=self.keep, seconds=self.keep_seconds)
+        actors.write(self.url, self.seed, self.acks, self.versions, keep)
 
     def _follow(self, number: int) -> None:
         out = self.folder / f"served-{number}"
@@ -193,61 +197,68 @@ class Run:
             kind = "broker killed"
         if self._all_done():
             return  # too late: nothing runs that could break
-        self.faults[kind] += 1
-        getattr(self, "_" + kind.replace(", ", "_").replace(" ", "_"))()
+        hit = getattr(self, "_" + kind.replace(", ", "_").replace(" ", "_"))()
+        self.faults[kind] += hit
 
-    def _kill_writer(self) -> None:
-        self.writer.kill()
+    # Each says whether there was something to hit.
 
-    def _kill_replica(self) -> None:
-        self.rng.choice(self.replicas).kill()
+    def _kill_writer(self) -> bool:
+        return self.writer.kill()
 
-    def _kill_both(self) -> None:
-        self.writer.kill()
-        self.replicas[0].kill()
+    def _kill_replica(self) -> bool:
+        return self.rng.choice(self.replicas).kill()
 
-    def _full_disk(self) -> None:
-        self.writer.signal(signal.SIGUSR1)
+    def _kill_both(self) -> bool:
+        ran = [actor.kill() for actor in (self.writer, self.replicas[0])]
+        return any(ran)
+
+    def _full_disk(self) -> bool:
+        hit = self.writer.signal(signal.SIGUSR1)
         time.sleep(0.03 + 0.1 * self.rng.random())
         self.writer.signal(signal.SIGUSR2)
+        return hit
 
-    def _clock_jump(self) -> None:
-        for replica in self.replicas:
-            replica.signal(self.rng.choice([signal.SIGUSR1, signal.SIGUSR2]))
+    def _clock_jump(self) -> bool:
+        everybody = (self.writer, *self.replicas)
+        ran = [actor.signal(self.rng.choice(actors.JUMPS)) for actor in everybody]
+        return any(ran)
 
-    def _second_writer(self) -> None:
+    def _second_writer(self) -> bool:
         twin = Actor(self._write)
         time.sleep(0.05 + 0.1 * self.rng.random())
-        twin.kill()
+        return twin.kill()
 
-    def _writer_stands_still(self) -> None:
+    def _writer_stands_still(self) -> bool:
         """Longer than its heart may: a twin takes over, and the first must stop when it wakes."""
-        self.writer.signal(signal.SIGSTOP)
+        hit = self.writer.signal(signal.SIGSTOP)
         twin = Actor(self._write)
         time.sleep(2.5 * actors.PATIENCE)
         self.writer.signal(signal.SIGCONT)
         time.sleep(0.05)
         twin.kill()
+        return hit
 
-    def _store_away(self) -> None:
+    def _store_away(self) -> bool:
         folder = self.folder / "log" / "updates"
         if not folder.is_dir():
-            return
+            return False
         folder.rename(folder.parent / "away")
         folder.write_text("")
         time.sleep(0.02 + 0.2 * self.rng.random())
         folder.unlink()
         (folder.parent / "away").rename(folder)
+        return True
 
-    def _broker_killed(self, *, with_data: bool = False) -> None:
+    def _broker_killed(self, *, with_data: bool = False) -> bool:
         assert self.broker
         self.broker.kill(with_data=with_data)
         time.sleep(0.2 * self.rng.random())
         self.broker.start()
+        return True
 
-    def _broker_killed_data_lost(self) -> None:
+    def _broker_killed_data_lost(self) -> bool:
         self.data_lost = True
-        self._broker_killed(with_data=True)
+        return self._broker_killed(with_data=True)
 
     def _check(self) -> None:
         truth = _truth(self.seed, self.versions)
