@@ -14,7 +14,7 @@ def test_a_short_campaign_fails_nowhere_and_breaks_things(tmp_path):
         "-m",
         "experiments.deploy.faults",
         "--first",
-        "1000",
+        "1070",
         "--out",
         str(tmp_path),
         "--go-on",

@@ -126,15 +126,17 @@ def test_a_full_disk_leaves_no_half_written_version(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
-def test_lost_permission_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("deed", ["log.claim()", "log.append(1, b'x', owner)"])
+def test_lost_permission_is_one_sentence(tmp_path, deed):
     Run(tmp_path).owner.release()
     for path in [tmp_path, *tmp_path.rglob("*")]:
         path.chmod(0o555)
     code = (
         "import os, sys; from cdl_jax.deploy import open_log\n"
         "log = open_log(sys.argv[1])\n"
+        f"owner = {deed.startswith('log.append')} and log.claim()\n"
         "os.seteuid(65534)\n"
-        "log.claim()"
+        f"{deed}"
     )
     place = shutil.copytree(tmp_path, "/tmp/cdl_jax-permission", dirs_exist_ok=True)
     try:

@@ -4,6 +4,7 @@ import time
 import pytest
 
 from cdl_jax.deploy import FailurePolicy, Replica, Retention, open_log
+from cdl_jax.deploy.rollback import RollbackConfig, rollback
 from cdl_jax.errors import LogError, OwnershipError, StoreError
 from tests.deploy.broker import Broker, needs_redis
 from tests.deploy.small import Run
@@ -50,6 +51,20 @@ def test_versions_travel_and_are_trimmed_behind_a_snapshot(broker):
     run.log.append(12, run.blobs[-1], run.owner)  # a write whose answer was lost
     with pytest.raises(LogError, match="another update already"):
         run.log.append(12, b"other", run.owner)
+
+
+def test_replicas_go_back_by_a_new_version(broker):
+    run = Run(broker.url())
+    run.publish(2)
+    wanted = run.digest()
+    run.publish(5)
+    replicas = [Replica(run.log) for _ in range(2)]
+    replicas[0].catch_up()
+    run.owner.release()
+    rollback(RollbackConfig(log=broker.url(), to=2))
+    for replica in replicas:
+        replica.catch_up()
+        assert (replica.version, replica.full_digest()) == (8, wanted)
 
 
 def test_age_and_bytes_trim_too(broker):
