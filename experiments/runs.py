@@ -9,11 +9,15 @@ import jax
 
 def save(folder: str, name: str, result: dict[str, Any]) -> None:
     """Writes a result as JSON and prints it."""
-    text = json.dumps(result, indent=1) + "\n"
+    write(folder, name, result)
+    print(json.dumps(result, indent=1))
+
+
+def write(folder: str, name: str, result: dict[str, Any]) -> None:
+    """Writes a result as JSON."""
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    (path / name).write_text(text)
-    print(text, end="")
+    (path / name).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def conditions(command: str) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class Stream:
     def _steps(self, first: int, end: int) -> None:
         trigger = self.config.trigger
         for start in range(first, end, trigger):
-            arrived = Trigger(start, min(start + trigger, end), 0.0)
+            arrived = Trigger(start, min(start + trigger, end), 0.0, 0.0)
             batch = self.feed.batch(arrived, self.version, 0.0, None)
             self.state, _ = self.steps.take(self.state, batch)
             self.version += 1

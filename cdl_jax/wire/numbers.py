@@ -17,6 +17,7 @@ smallest (of equals: fixed width, one parameter, blocks). `cdl_jax.native` does 
 """
 
 import importlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from cdl_jax.wire.error import WireError
 BLOCK = 64
 BLOCKS = 32
 FIXED = 32
+AT_ONCE = 512  # blocks whose bits NumPy holds apart, up to 20 kB a block
 MAX_POSITION = 2**31 - 1
 
 try:
@@ -177,8 +179,7 @@ def _pack(numbers: np.ndarray, parameters: np.ndarray) -> bytes:
     rows = padded.reshape(-1, BLOCK)
     places = np.cumsum(np.r_[0, 8 * parameters])  # 64 numbers of b bits take 8 b bytes
     out = np.zeros(int(places[-1]), np.uint8)
-    for b in np.unique(parameters[parameters > 0]):
-        mine = np.flatnonzero(parameters == b)
+    for b, mine in _alike(parameters):
         shifts = np.arange(b, dtype=np.uint32)
         bits = (rows[mine][:, :, None] >> shifts & np.uint32(1)).astype(np.uint8)
         packed = np.packbits(bits.reshape(mine.size, -1), axis=1, bitorder="little")
@@ -195,8 +196,7 @@ def _unpack(data: bytes, at: int, count: int, parameters: np.ndarray) -> tuple[n
     raw = np.zeros(int(places[-1]), np.uint8)
     raw[:size] = np.frombuffer(data, np.uint8, size, at)
     out = np.zeros((parameters.size, BLOCK), np.int64)
-    for b in np.unique(parameters[parameters > 0]):
-        mine = np.flatnonzero(parameters == b)
+    for b, mine in _alike(parameters):
         packed = raw[places[mine][:, None] + np.arange(8 * b)]
         bits = np.unpackbits(packed, axis=1, bitorder="little").reshape(mine.size, BLOCK, b)
         out[mine] = bits @ (np.int64(1) << np.arange(b, dtype=np.int64))
@@ -204,6 +204,14 @@ def _unpack(data: bytes, at: int, count: int, parameters: np.ndarray) -> tuple[n
     if flat[count:].any():
         raise WireError("the low bits are padded with ones")
     return flat[:count], at + size
+
+
+def _alike(parameters: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each parameter above 0, with the blocks that have it, not too many at once."""
+    for b in np.unique(parameters[parameters > 0]).tolist():
+        mine = np.flatnonzero(parameters == b)
+        for start in range(0, mine.size, AT_ONCE):
+            yield b, mine[start : start + AT_ONCE]
 
 
 def _low_bytes(count: int, parameters: np.ndarray) -> int:

@@ -18,6 +18,7 @@ Expected: 0 failures. Processes are forked from one that has loaded everything a
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import json
@@ -41,7 +42,7 @@ from cdl_jax.core import digest as digests
 from cdl_jax.deploy import Replica, Retention, open_log
 from experiments.deploy import fault_actors as actors
 from experiments.deploy.broker import Broker
-from experiments.runs import save
+from experiments.runs import write
 
 PATIENCE = 60.0
 KINDS = (
@@ -239,14 +240,13 @@ class Run:
         return hit
 
     def _store_away(self) -> bool:
-        folder = self.folder / "log" / "updates"
+        folder, away = self.folder / "log" / "updates", self.folder / "away"
         if not folder.is_dir():
             return False
-        folder.rename(folder.parent / "away")
-        folder.write_text("")
+        away.write_text("")
+        _exchange(folder, away)
         time.sleep(0.02 + 0.2 * self.rng.random())
-        folder.unlink()
-        (folder.parent / "away").rename(folder)
+        _exchange(folder, away)
         return True
 
     def _broker_killed(self, *, with_data: bool = False) -> bool:
@@ -301,6 +301,14 @@ class Run:
             raise Failure(f"the log does not lead to what was acknowledged, up to {acked}")
 
 
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Both names at once: between two renames a writer would make the folder anew."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = [os.fsencode(path) for path in (one, other)]
+    if ctypes.CDLL(None, use_errno=True).renameat2(here, names[0], here, names[1], exchange):
+        raise OSError(ctypes.get_errno(), "renameat2", str(one))
+
+
 def _truth(seed: int, versions: int) -> list[str]:
     trainer = actors.Trainer(seed)
     out = [digests.to_hex(trainer.digest)]
@@ -329,18 +337,17 @@ def main(options: Options) -> int:
             failure = play(seed, options.versions, faults)
             report["failures"] += [failure] if failure else []
             done.add(seed)
-    report |= {
-        "command": f"python -m experiments.deploy.faults --runs {len(done)}",
-        "runs": len(done),
-        "seeds": _ranges(done),
-        "faults": dict(sorted(faults.items())),
-        "faults_in_all": sum(faults.values()),
-        "seconds": round(before + time.monotonic() - begun, 1),
-    }
-    if options.out is not None:
-        save(options.out, "faults.json", report)
-    else:
-        print(report)
+            report |= {
+                "command": f"python -m experiments.deploy.faults --runs {len(done)}",
+                "runs": len(done),
+                "seeds": _ranges(done),
+                "faults": dict(sorted(faults.items())),
+                "faults_in_all": sum(faults.values()),
+                "seconds": round(before + time.monotonic() - begun, 1),
+            }
+            if options.out is not None:
+                write(options.out, "faults.json", report)
+    print(json.dumps(report, indent=1))
     return 1 if report["failures"] else 0
 
 

@@ -9,12 +9,14 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
-from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.wire import encode_update
+from cdl_jax.core import digest
+from cdl_jax.core.layout import LeafSpec, SparseUpdate, TreeSpec
+from cdl_jax.wire import Snapshot, encode_snapshot, encode_update
 from cdl_jax.wire.codec import DTYPES
 from tests.wire.updates import make_update
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
+SNAPSHOT = FOLDER / "snapshot.safetensors"
 LINEAGE = bytes(range(16, 32))
 PRIVATE = bytes(range(32))  # of the golden signature
 
@@ -44,6 +46,21 @@ def updates():
         yield f"int{bits}", one(places, levels.astype(np.int8), 2.0 ** (-9 - bits))
     levels = rng.integers(-2, 3, 150).astype(np.int8)
     yield "levels_with_zero", one(places, levels, 2.0**-126, leaves=(0, 7))
+    yield from later(np.random.default_rng(3))
+
+
+def later(rng):
+    """Forms that the files above, whose draws must stay theirs, do not hold."""
+    there = np.sort(rng.choice(60, 50, replace=False))
+    words = rng.integers(0, 2**32, 50).astype(np.uint32)
+    yield "shared_dense", one(there, words, leaves=(1, 2, 5))
+    levels = (rng.integers(1, 8, 50) * rng.choice([-1, 1], 50)).astype(np.int8)
+    yield "levels_dense", one(there, levels, 2.0**-12)
+    yield "levels_shared_dense", one(there, levels, 2.0**-12, leaves=(1, 2, 5))
+    # Nine blocks, the last one sparser: all but one step of their parameters are 0.
+    gaps = np.r_[rng.integers(0, 2, 512), rng.integers(10, 20, 40)]
+    bits = rng.integers(0, 2, gaps.size).astype(bool)
+    yield "parameters_in_rice", one(np.cumsum(gaps + 1) - 1, bits)
 
 
 def one(positions, values, scale=None, leaves=(3,)):
@@ -82,15 +99,32 @@ def numbers(values, scale):
     return (values if scale is not None else values.view(f"u{values.dtype.itemsize}")).tolist()
 
 
-def main():
+def snapshot():
+    """The content of the golden snapshot."""
+    tensors = {
+        "model_state/n": np.array(7, np.int32),
+        "params/b": np.arange(5).astype(ml_dtypes.bfloat16),
+        "params/w": np.arange(6, dtype=np.float32).reshape(2, 3) - 2.5,
+        "params/z": np.zeros((0, 3), np.uint8),
+    }
+    spec = TreeSpec(tuple(LeafSpec(n, x.shape, x.dtype.name) for n, x in tensors.items()))
+    return Snapshot(spec, tensors, 70_001, LINEAGE, digest.numpy_digest(tensors))
+
+
+def signing_key():
+    """Whose signatures the golden files have."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from cdl_jax.wire.keys import SigningKey
 
-    key = SigningKey(Ed25519PrivateKey.from_private_bytes(PRIVATE))
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(PRIVATE))
+
+
+def main():
+    key = signing_key()
     FOLDER.mkdir(exist_ok=True)
-    cases = [(name, update, None) for name, update in updates()]
-    cases.append(("signed", make_update([((0,), 100, 5, "float32")]), key))
+    signed = ("signed", make_update([((0,), 100, 5, "float32")]), key)
+    cases = [*((name, update, None) for name, update in updates()), signed]
     for name, update, signer in cases:
         path = FOLDER / f"{name}.update"
         if not path.exists():
@@ -98,6 +132,8 @@ def main():
             path.write_bytes(blob)
             signature = blob[-80:-16].hex() if signer else ""
             path.with_suffix(".json").write_text(json.dumps(described(update, signature)) + "\n")
+    if not SNAPSHOT.exists():
+        SNAPSHOT.write_bytes(encode_snapshot(snapshot(), key=key))
 
 
 if __name__ == "__main__":

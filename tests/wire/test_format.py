@@ -10,8 +10,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdl_jax.wire import WireError, decode_update, encode_update, read_header
+from cdl_jax.wire import WireError, decode_update, encode_update, positions, read_header
 from cdl_jax.wire.keys import SigningKey
+from experiments import fuzz
 from tests.wire.updates import MIXED, assert_same, make_update
 
 LINEAGE = bytes(range(16))
@@ -70,6 +71,18 @@ def test_updates_come_back(data):
     assert encode_update(decode_update(blob), lineage=LINEAGE) == blob
 
 
+def test_the_rule_for_dense_sections_costs_little():
+    rng = np.random.default_rng(0)
+    over = []
+    for _ in range(1500):
+        k = int(rng.integers(32, 200))
+        at = np.sort(rng.choice(int(k / rng.uniform(0.05, 1)), k, replace=False)).astype(np.int32)
+        forms = [len(positions.encode(at, np.array([k]), dense=dense)) for dense in (False, True)]
+        over.append(forms[positions.is_dense(at)] - min(forms))
+    assert np.mean(np.array(over) > 0) < 0.05
+    assert max(over) <= 4
+
+
 def test_padding_and_empty_sections_stay_off_the_wire():
     update = make_update([((0,), 100, 5, "float32"), ((1,), 100, 3, "float32")])
     padded = make_update([((0,), 100, 5, "float32"), ((1,), 100, 3, "float32")])
@@ -82,9 +95,9 @@ def test_padding_and_empty_sections_stay_off_the_wire():
 
 def test_a_density_of_one_in_a_thousand_costs_little_more_than_the_entropy():
     update = make_update([((0,), 1_000_000, 1000, "float32")])
-    positions = len(encode_update(update)) - 72 - 16 - 4000
+    size = len(encode_update(update)) - 72 - 16 - 4000
     floor = 1000 * (np.log2(1000) + 1.443) / 8
-    assert positions < 1.03 * floor
+    assert size < 1.03 * floor
 
 
 LENET5 = (6, 150, 16, 2400, 120, 48_000, 84, 10_080, 10, 840)
@@ -134,7 +147,7 @@ def test_mutants_with_a_good_checksum_are_refused_or_canonical(seed):
 
 @pytest.mark.parametrize("place", range(72, 90))
 @pytest.mark.parametrize("number", [2**63, 2**31 - 1, 2**17, 255])
-def test_extreme_counts_and_lengths_allocate_nothing(place, number):
+def test_extreme_counts_and_lengths_allocate_little(place, number):
     blob = encode_update(make_update(MIXED))
     varint = bytearray()
     while number > 127:
@@ -144,6 +157,7 @@ def test_extreme_counts_and_lengths_allocate_nothing(place, number):
     body = blob[72:place] + bytes(varint) + blob[place + 1 : -16]
     mutant = blob[:68] + struct.pack("<I", len(body)) + body + bytes(16)
     accepted(resealed(mutant))
+    assert fuzz.allocation(resealed(mutant)) < 0.5  # of the bound: up to 2^17 leaves are listed
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from cdl_jax.core import digest
-from cdl_jax.wire import decode_update, encode_update, numbers, read_header
-from tests.wire import reader
-from tests.wire.make_golden import FOLDER, LINEAGE, PRIVATE, described, updates
+from cdl_jax.wire import (
+    decode_snapshot,
+    decode_update,
+    encode_snapshot,
+    encode_update,
+    numbers,
+    read_header,
+)
+from tests.wire import make_golden, reader
+from tests.wire.make_golden import FOLDER, LINEAGE, SNAPSHOT, described, signing_key, updates
 from tests.wire.updates import MIXED, make_update
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.update"))
@@ -49,14 +56,62 @@ def test_the_golden_files_are_all_there():
 
 
 def test_the_golden_signature_is_its_keys():
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from cdl_jax.wire.keys import SigningKey
-
-    key = SigningKey(Ed25519PrivateKey.from_private_bytes(PRIVATE))
+    key = signing_key()
+    assert f"`{key.public.hex()}`" in FORMAT.read_text().replace("\n", "")
     blob = (FOLDER / "signed.update").read_bytes()
     update = decode_update(blob, key=key.public)
     assert encode_update(update, lineage=LINEAGE, key=key) == blob
+
+
+def test_the_golden_snapshot_holds_what_was_written():
+    key, expected = signing_key(), make_golden.snapshot()
+    found = decode_snapshot(SNAPSHOT.read_bytes(), key=key.public)
+    assert (found.spec, found.version) == (expected.spec, expected.version)
+    assert (found.lineage, found.digest.tolist()) == (LINEAGE, expected.digest.tolist())
+    for name, values in expected.tensors.items():
+        assert found.tensors[name].tobytes() == values.tobytes()
+    assert encode_snapshot(found, key=key) == SNAPSHOT.read_bytes()
+
+
+def forms_read(monkeypatch):
+    """Kinds of groups, forms of values and of streams of numbers that the golden files hold."""
+    found, depth = {"kinds": set(), "values": set(), "streams": set()}, []
+    for name in ("group", "bits", "levels", "numbers"):
+        inner = getattr(reader, name)
+
+        def read(body, *arguments, name=name, inner=inner):
+            form = body.data[body.at]
+            if name == "group":
+                found["kinds"].add(form)
+            elif name == "numbers":
+                one = "blocks" if form == 32 else "fixed" if form > 32 else "rice"
+                found["streams"].add(("parameters" if "blocks" in depth else "numbers", one))
+                depth.append(one)
+            else:
+                dtype = reader.DTYPES[arguments[1]] if form == 1 else None
+                found["values"].add((form, dtype))
+            out = inner(body, *arguments)
+            if name == "numbers":
+                depth.pop()
+            return out
+
+        monkeypatch.setattr(reader, name, read)
+    for name in NAMES:
+        reader.read((FOLDER / f"{name}.update").read_bytes())
+    return found
+
+
+def test_the_golden_files_hold_every_form(monkeypatch):
+    found = forms_read(monkeypatch)
+    flags = {32 * i for i in range(8)}  # shared, dense, levels and all their combinations
+    assert {kind & 0b1110_0000 for kind in found["kinds"]} == flags
+    assert {kind for kind in found["kinds"] if kind < 32} == set(range(len(reader.DTYPES)))
+    split = {(1, name) for name in reader.FLOATS}
+    assert found["values"] == {(0, None), (2, None), (3, None)} | split
+    assert found["streams"] == {
+        ("numbers", "rice"), ("numbers", "blocks"), ("numbers", "fixed"),
+        ("parameters", "rice"), ("parameters", "fixed"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(5))
