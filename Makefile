@@ -42,8 +42,8 @@ faults: $(READY)
 deploy-bench: $(READY)
 	$(BIN)/python -m experiments.deploy.load
 	$(BIN)/python -m experiments.deploy.freshness
-	$(BIN)/python -m experiments.deploy.fan_out
 	$(BIN)/python -m experiments.deploy.catch_up
+	$(BIN)/python -m experiments.deploy.fan_out
 
 # Runs what has no result yet, goes on where it was stopped; PROFILE=quick for a small form.
 mnist: $(READY)

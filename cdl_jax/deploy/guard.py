@@ -153,11 +153,10 @@ class Protocol(H11Protocol):
     def resume_writing(self) -> None:
         """See asyncio."""
         super().resume_writing()
-        self._relax()
+        self._look()  # a header may have begun meanwhile
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
-        self._relax()
         super().connection_lost(exc)
         self._relax()
 

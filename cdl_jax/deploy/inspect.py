@@ -9,7 +9,7 @@ import rich.table
 from cdl_jax.core import digest as digests
 from cdl_jax.deploy.log import UpdateLog, open_log
 from cdl_jax.errors import ConfigError, LogError
-from cdl_jax.wire import WireError, decode_update, read_header
+from cdl_jax.wire import WireError, decode_with_header
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def _table(log: UpdateLog, versions: range) -> rich.table.Table:
 
 def _described(blob: bytes) -> tuple[str, str]:
     try:
-        digest = digests.to_hex(read_header(blob).digest)
-        return f"{int(decode_update(blob).counts.sum()):,}", digest
+        header, update = decode_with_header(blob)
+        return f"{int(update.counts.sum()):,}", digests.to_hex(header.digest)
     except WireError as error:
         return "-", f"damaged: {error}"

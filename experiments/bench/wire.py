@@ -35,11 +35,12 @@ import numpy as np
 
 from cdl_jax.core.layout import SparseUpdate, dtype_of
 from cdl_jax.errors import DataError
-from cdl_jax.wire import decode_update, encode_update, numbers
+from cdl_jax.wire import decode_update, encode_update
 from cdl_jax.wire.codec import Piece, encode_body
 from cdl_jax.wire.numbers import numpy_decode_gaps, numpy_encode_gaps, varint
 from cdl_jax.wire.positions import decode, encode
 from experiments.bench.selection import environment
+from experiments.fuzz import in_numpy
 
 N = 25_000_000
 DENSITIES = (1e-2, 1e-3, 1e-4)
@@ -193,13 +194,10 @@ def resnet50_update() -> SparseUpdate:
     )  # fmt: skip
 
 
-def in_numpy(run: Callable[[], object]) -> None:
-    """Runs something as where no native codec was built."""
-    kept, numbers._codec = numbers._codec, None
-    try:
-        run()
-    finally:
-        numbers._codec = kept
+def both_in_numpy(update: SparseUpdate) -> None:
+    """Encodes and decodes as where no native codec was built."""
+    with in_numpy():
+        decode_update(encode_update(update))
 
 
 def end_to_end(update: SparseUpdate, reps: int) -> dict[str, Any]:
@@ -209,7 +207,7 @@ def end_to_end(update: SparseUpdate, reps: int) -> dict[str, Any]:
         {
             "encode": lambda: encode_update(update),
             "decode": lambda: decode_update(blob),
-            "both_numpy": lambda: in_numpy(lambda: decode_update(encode_update(update))),
+            "both_numpy": lambda: both_in_numpy(update),
         },
         reps,
     )

@@ -198,8 +198,8 @@ class Run:
             kind = "broker killed"
         if self._all_done():
             return  # too late: nothing runs that could break
-        hit = getattr(self, "_" + kind.replace(", ", "_").replace(" ", "_"))()
-        self.faults[kind] += hit
+        if getattr(self, "_" + kind.replace(", ", "_").replace(" ", "_"))():
+            self.faults[kind] += 1
 
     # Each says whether there was something to hit.
 
