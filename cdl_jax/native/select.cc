@@ -16,6 +16,7 @@ constexpr int64_t kSmallestPart = int64_t{1} << 18;
 constexpr int64_t kGroup = 8;                  // neighbours sampled together: one cache line
 constexpr int64_t kSmallestSampled = 512;
 constexpr int kDigit = 11;                     // bits settled by one histogram
+constexpr uint32_t kNaN = 0x7f800001u;         // the least magnitude that is none
 
 // Adding -0.0 changes no bits, so a second scan can read acc back from the residual.
 const float* NegativeZeros() {
@@ -29,6 +30,9 @@ uint32_t Mix(uint32_t x) {
   return x ^ (x >> 16);
 }
 
+// Where a value stands in the order of magnitudes: NaNs come first, and as equals.
+uint32_t Rank(uint32_t bits) { return std::min(bits & kMagnitude, kNaN); }
+
 int BitWidth(uint32_t x) {
   int width = 0;
   for (; x != 0; x >>= 1) ++width;
@@ -39,7 +43,7 @@ template <typename Visit>
 void VisitMagnitudes(const Part* first, const Part* last, Visit visit) {
   for (; first != last; ++first) {
     const uint32_t* values = first->values.get();
-    for (int64_t i = 0; i < first->count; ++i) visit(values[i] & kMagnitude);
+    for (int64_t i = 0; i < first->count; ++i) visit(Rank(values[i]));
   }
 }
 
@@ -76,7 +80,7 @@ void Part::Reserve(int64_t entries) {
 }
 
 bool Cut::Takes(uint32_t bits) {
-  const uint32_t x = bits & kMagnitude;
+  const uint32_t x = Rank(bits);
   return x > magnitude || (x == magnitude && ties-- > 0);
 }
 

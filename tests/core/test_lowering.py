@@ -50,7 +50,7 @@ def test_step_and_apply_lower(compressor, platform):
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("global_scope", [False, True])
 def test_selection_lowers(platform, global_scope):
-    leaves = [jnp.ones(30), jnp.ones(50)]
+    leaves = [jnp.ones(30), jnp.ones(select.WORTH_A_THRESHOLD)]
     ks = (8,) if global_scope else (3, 5)
     top = lambda u, r: select.error_feedback_top_k(u, r, ks, global_scope=global_scope)
     lowers(top, platform, leaves, leaves)

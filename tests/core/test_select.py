@@ -37,7 +37,7 @@ def add(update, residual):
 def trees(draw):
     """Updates and residuals of one of three trees, from few values or from all bits."""
     sizes = draw(st.sampled_from([(1,), (9, 300, 9), (70, 1, 2000)]))
-    dtype = jnp.dtype(draw(st.sampled_from(["float32", "float16", "bfloat16"])))
+    dtype = jnp.dtype(draw(st.sampled_from(["float64", "float32", "float16", "bfloat16"])))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if draw(st.booleans()):
         pool = np.array([0, -0.0, 1e-40, 6e-8, 0.5, -0.5, 2, -3, np.inf, np.nan]).astype(dtype)
@@ -52,6 +52,11 @@ def trees(draw):
 @given(tree=trees(), density=st.sampled_from([0.01, 0.3, 1.0]), global_scope=st.booleans())
 def test_every_float_in_both_scopes_equals_the_oracle(tree, density, global_scope):
     updates, residuals = tree
+    with jax.enable_x64(updates[0].dtype == np.float64):
+        _check_against_the_oracle(updates, residuals, density, global_scope)
+
+
+def _check_against_the_oracle(updates, residuals, density, global_scope):
     accs = [add(u, r) for u, r in zip(updates, residuals, strict=True)]
     scoped = [np.concatenate(accs)] if global_scope else accs
     ks = tuple(max(1, int(density * acc.size)) for acc in scoped)
@@ -97,6 +102,37 @@ def test_heavily_tied_selection_is_exact(form):
     acc = rng.choice(np.array([0, -0.0, 1e-3, -1e-3, 2e-3], np.float32), 5000)
     for k in (1, 100, 2500, 4999):
         np.testing.assert_array_equal(pick(form, acc, k)[0][0], largest(acc, k))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n=st.sampled_from([1, 1001]),
+    share=st.sampled_from([0.02, 0.4, 1.0]),
+    scope=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_random_k_partitions_acc_by_bits(n, share, scope, seed):
+    rng = np.random.default_rng(seed)
+    updates, residuals = ([rng.integers(0, 2**32, m, dtype=np.uint32).view(np.float32)
+                           for m in (n, 13)] for _ in range(2))  # fmt: skip
+    accs = [add(u, r) for u, r in zip(updates, residuals, strict=True)]
+    scoped = [np.concatenate(accs)] if scope else accs
+    ks = tuple(max(1, int(share * acc.size)) for acc in scoped)
+    indices, sent, kept = _draw(updates, residuals, ks, scope, jax.random.key(seed % 1000))
+    kept = [np.concatenate(kept)] if scope else kept
+    for acc, k, at, values, rest in zip(scoped, ks, indices, sent, kept, strict=True):
+        check_indices(np.asarray(at), k, acc.size)
+        assert np.asarray(values).tobytes() == acc[np.asarray(at)].tobytes()
+        expected = acc.copy()
+        expected[np.asarray(at)] = 0
+        assert np.asarray(rest).tobytes() == expected.tobytes()
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _draw(updates, residuals, ks, global_scope, key):
+    return select.error_feedback_random_k(
+        updates, residuals, ks, global_scope=global_scope, key=key
+    )
 
 
 @pytest.mark.parametrize(("n", "k"), [

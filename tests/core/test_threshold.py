@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdl_jax.core import select, threshold
+from tests.native.oracle import INPUTS, make
 
 SIZES = [1, 5, 63, 64, 65, 1000]
 find = jax.jit(threshold.top_k_positions, static_argnums=1)
@@ -28,8 +29,9 @@ def inputs(draw):
     n = draw(st.sampled_from(SIZES))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if draw(st.booleans()):
-        pool = np.array([0.0, -0.0, 1e-40, 1, -1, 2, np.inf, -np.inf, np.nan], np.float32)
-        x = rng.choice(pool[: draw(st.integers(1, pool.size))], n)
+        pool = np.array([1, -1, 0.0, -0.0, 1e-40, 2, np.inf, -np.inf, np.nan], np.float32)
+        few = draw(st.sets(st.sampled_from(range(pool.size)), min_size=1))
+        x = rng.choice(pool[sorted(few)], n)
     else:
         x = rng.integers(0, 2**32, n, dtype=np.uint32).view(np.float32)
     return x, draw(st.sampled_from(sorted({1, max(1, n // 7), max(1, n - 1), n})))
@@ -41,6 +43,14 @@ def test_the_k_largest_in_ascending_order(case, dtype):
     x, k = case
     words = x if dtype == "float32" else x.view(np.uint16)[: x.size].view(jnp.dtype(dtype))
     np.testing.assert_array_equal(find(words, k), oracle(words, k))
+
+
+@pytest.mark.parametrize("kind", sorted(INPUTS))
+@pytest.mark.parametrize("n", [2**16 - 1, 2**16, 70_001])
+def test_sizes_that_it_is_used_for(kind, n):
+    x, _ = make(kind, n, 0)
+    for k in (1, n // 1000, n - 1):
+        np.testing.assert_array_equal(find(x, k), oracle(x, k))
 
 
 @pytest.mark.parametrize("global_scope", [False, True])

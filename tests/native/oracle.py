@@ -30,6 +30,14 @@ def _infinite(rng, n):
     return np.where(rng.random(n) < 0.1, -np.inf, rng.standard_normal(n)), rng.standard_normal(n)
 
 
+def _not_numbers(rng, n):
+    words = rng.standard_normal(n).astype(np.float32).view(np.uint32)
+    payloads = rng.integers(1, 2**23, n, dtype=np.uint32) | np.uint32(0x7FC00000)
+    payloads |= rng.integers(0, 2, n, dtype=np.uint32) << np.uint32(31)
+    words = np.where(rng.random(n) < 0.02, payloads, words)
+    return words.view(np.float32), np.zeros(n, np.float32)
+
+
 def _cancelling(rng, n):
     update = rng.standard_normal(n)
     return update, np.where(rng.random(n) < 0.9, -update, update)
@@ -55,6 +63,7 @@ INPUTS = {
     "mostly zero": lambda rng, n: (np.where(rng.random(n) < 1e-3, 1.0, -0.0), np.full(n, -0.0)),
     "subnormal": _subnormal,
     "infinite": _infinite,
+    "not numbers": _not_numbers,
     "cancelling": _cancelling,
     "near ties": _near_ties,
     "one huge": lambda rng, n: (1e30 * (np.arange(n) == n // 2), rng.standard_normal(n)),
@@ -81,7 +90,7 @@ def flush(x):
 def oracle(update, residual, k):
     """Indices, sent and residual of one flat selection."""
     acc = flush(flush(update) + flush(residual))
-    magnitude = (bits(acc) & 0x7FFFFFFF).astype(np.int64)
+    magnitude = np.minimum(bits(acc) & 0x7FFFFFFF, 0x7F800001).astype(np.int64)
     chosen = np.sort(np.lexsort((np.arange(acc.size), -magnitude))[:k])
     left = acc.copy()
     left[chosen] = 0.0

@@ -146,7 +146,8 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
 
 
 def test_equals_the_xla_form():
-    tree = [(*make(kind, 5000, 2), 50) for kind in ("normal", "ties", "subnormal", "infinite")]
+    kinds = ("normal", "ties", "subnormal", "infinite", "not numbers")
+    tree = [(*make(kind, 5000, 2), 50) for kind in kinds]
     updates, residuals, ks = ([jnp.asarray(x) for x in part] for part in zip(*tree, strict=True))
     for scope, k in ((False, tuple(map(int, ks))), (True, (321,))):
         args = {"global_scope": scope}
