@@ -3,10 +3,10 @@
 What was found is a function of the metrics' lines alone, so a run that is resumed finds it again
 by reading them. A drift found in version v changes the steps from version v + 2 on: when v's
 scores are known the next step may be on its way already, or not, and the bits must not depend
-on that.
+on that. So neither may what was found later take an earlier answer back.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cdl_jax.errors import ConfigError
 from cdl_jax.train.config import TrainConfig
@@ -95,16 +95,23 @@ def detector(name: str, threshold: float | None) -> Detector:
     return _Rivers(drift.PageHinkley(threshold=threshold, mode="up"))
 
 
+class Finding(NamedTuple):
+    """A drift."""
+
+    version: int  # in whose scores it was found
+    until: int  # position of the first sample that is not answered
+
+
 class Watch:
     """Says which steps answer to a drift.
 
     Attributes:
-      found: versions in whose scores a drift was found.
+      found: the drifts so far, the oldest first.
     """
 
     def __init__(self, config: TrainConfig):
-        self.found: list[int] = []
-        self._config, self._until = config, -1
+        self.found: list[Finding] = []
+        self._config = config
         self._detector = None
         if config.on_drift:
             self._detector = detector(config.detector, config.drift_threshold)
@@ -116,19 +123,26 @@ class Watch:
         value = record["correct"] / record["samples"]
         if self._config.detector != "accuracy":
             value = record["prequential_loss"]
-        if not self._detector.update(value):
+        # None where no loss was finite; a NaN would blind the detector from then on.
+        if value is None or not self._detector.update(value):
             return False
-        self.found.append(record["version"])
-        self._until = record["position"] + self._config.drift_samples
+        until = record["position"] + self._config.drift_samples
+        self.found.append(Finding(record["version"], until))
         return True
 
     def answers(self, how: str, version: int, position: int) -> bool:
         """Whether the step that makes `version` from the samples at `position` answers so."""
-        if how not in self._config.reactions() or not self.found:
+        if how not in self._config.reactions():
             return False
-        return version >= self.found[-1] + LAG and position < self._until
+        known = self._known(version)
+        return known is not None and position < known.until
 
     def resets(self, version: int) -> bool:
         """Whether the optimizer is reset before the step that makes `version`."""
-        first = bool(self.found) and version == self.found[-1] + LAG
+        known = self._known(version)
+        first = known is not None and version == known.version + LAG
         return first and "reset" in self._config.reactions()
+
+    def _known(self, version: int) -> Finding | None:
+        """The newest drift that `version` may depend on; none before it is answered for longer."""
+        return next((x for x in reversed(self.found) if x.version + LAG <= version), None)

@@ -1,9 +1,30 @@
+import functools
+
 import numpy as np
 import pytest
 
 from cdl_jax.errors import ConfigError
-from cdl_jax.train import TrainConfig
+from cdl_jax.train import TrainConfig, drift
 from cdl_jax.train.drift import DETECTORS, AccuracyFall, Watch
+from tests.train import small
+
+QUICK = TrainConfig(
+    initial_samples=128, epochs=1, limit=88, trigger=8, batch_size=32, density=0.01,
+    snapshot_every=1000, digest_every=0, checkpoint_every=0,
+)  # fmt: skip
+go = functools.partial(small.go, QUICK)
+
+
+class Finds:
+    """A detector of drifts at the versions that are given."""
+
+    def __init__(self, *versions):
+        self._versions, self._count = versions, 0
+
+    def update(self, value):
+        del value
+        self._count += 1
+        return self._count in self._versions
 
 
 def records(values, samples=8):
@@ -30,7 +51,7 @@ def test_a_sudden_drift_is_found_soon_and_nothing_before(name):
     for record in records(sudden()):
         watch.update(record)
     assert watch.found
-    assert 300 < watch.found[0] < 330
+    assert 300 < watch.found[0].version < 330
     calm = Watch(TrainConfig(on_drift="share", detector=name))
     assert not any(calm.update(record) for record in records(sudden(at=500)))
 
@@ -50,7 +71,7 @@ def test_rivers_detectors_are_rivers():
     watch = Watch(TrainConfig(on_drift="share", detector="page_hinkley"))
     for record in records(sudden(length=900)):
         watch.update(record)
-    assert watch.found == mine
+    assert [x.version for x in watch.found] == mine
 
 
 def test_an_answer_begins_two_versions_later_and_lasts_as_long_as_it_should():
@@ -62,6 +83,48 @@ def test_an_answer_begins_two_versions_later_and_lasts_as_long_as_it_should():
     assert answers == [False, True, True, False, False]
     assert not watch.answers("density", version + 2, position + 8)
     assert [watch.resets(version + i) for i in (1, 2, 3)] == [False, True, False]
+
+
+def test_a_step_depends_on_no_version_but_those_two_before_it(monkeypatch):
+    """Findings while an earlier one is answered: as the loop is pipelined, or is not."""
+    monkeypatch.setattr(drift, "detector", lambda name, threshold: Finds(3, 6, 7, 15))
+    lines, seen = list(records(np.ones(24))), []
+    for ahead in (1, 2):
+        watch = Watch(TrainConfig(on_drift="density+reset", drift_samples=40))
+        seen.append([])
+        for version in range(1, 25):
+            for line in lines[max(0, version - ahead - 1) : version - ahead]:
+                watch.update(line)
+            answers = watch.answers("density", version, 100 + 8 * (version - 1))
+            seen[-1].append((answers, watch.resets(version)))
+    assert seen[0] == seen[1]
+    assert [v for v, (answers, _) in enumerate(seen[0], 1) if answers] == [
+        *range(5, 13), *range(17, 21)
+    ]  # fmt: skip
+    assert [v for v, (_, resets) in enumerate(seen[0], 1) if resets] == [5, 8, 9, 17]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_overlapping_drifts_make_one_log_however_the_run_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(drift, "detector", lambda name, threshold: Finds(3, 6))
+    settings = {"on_drift": "density+reset", "drift_samples": 40, "initial": str(tmp_path)}
+
+    def blobs(name, *, crash=None, **changes):
+        path = tmp_path / name
+        if name != "plain":
+            small.same_lineage(tmp_path / "plain", path)
+        if crash:
+            small.crash(monkeypatch, crash, lambda: go(path, **settings, **changes))
+        go(path, **settings, **changes)
+        return {x.name: x.read_bytes() for x in (path / "log" / "updates").iterdir()}
+
+    plain = blobs("plain")
+    rows = small.metrics(tmp_path / "plain")
+    assert [row["version"] for row in rows if row.get("drift")] == [3, 6]
+    dense = [row["version"] for row in rows if row["entries"] > 2 * rows[0]["entries"]]
+    assert dense == [5, 6, 7, 8, 9, 10, 11]
+    assert blobs("digests", digest_every=1) == plain
+    assert blobs("paced", crash=7, pace=200.0, checkpoint_every=5) == plain
 
 
 def test_nothing_is_watched_unless_asked():
