@@ -7,21 +7,23 @@ import multiprocessing
 import pathlib
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+import xxhash
 
 from cdl_jax.core.layout import bits_dtype, join
 from cdl_jax.core.tree import flatten
 from cdl_jax.errors import CheckpointError
 
 _RECORD, _KEYS = "_record", "_keys"
-_CONTENT, _INDEX = "_content", "_index"
+_CONTENT, _INDEX, _DIGEST = "_content", "_index", "_digest"
 _ALIGNED, _SMALL = 64, 1 << 20  # bytes
 
 
@@ -84,21 +86,29 @@ class Saved(NamedTuple):
 class Checkpoints:
     """A folder of checkpoints by version, of which the newest `keep` stay.
 
-    A save copies the tree, so that the next step may donate it, and writes it from threads of
-    its own. Only what was written to its end is ever listed.
+    A save copies the tree, so that the next step may donate it, and writes it from a thread of
+    its own. Only what was written to its end is ever listed, and a digest tells what has changed
+    since.
+
+    Args:
+      folder: theirs alone.
+      keep: how many stay.
+      mend: what to do when none of those that are there is whole, for a sentence.
 
     Raises:
       CheckpointError: from every method, when the folder cannot be read or written; an
         asynchronous save's failure shows in the next call.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 2):
-        self._folder, self._keep, self._saving = folder.absolute(), keep, None
-        self._pool = None
-        if jax.process_count() > 1:
-            # Orbax would wait for all processes of the run; one of its own knows of no others.
-            alone = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, alone, initializer=_on_the_cpu)
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        keep: int = 2,
+        mend: str = "delete it, and start the same command again",
+    ):
+        self._folder, self._keep, self._mend = folder.absolute(), keep, mend
+        self._saving, self._pool = None, _pool()
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True)
             for half_written in folder.iterdir():
@@ -118,8 +128,7 @@ class Checkpoints:
         leaves[_RECORD] = np.frombuffer(json.dumps({**record, _KEYS: kinds}).encode(), np.uint8)
         arrays = _host_copies(leaves)
         with self._explained():
-            path, pool = self._folder / str(version), self._pool
-            self._saving = pool.submit(_write, path, arrays) if pool else _begin(path, arrays)
+            self._saving = self._pool.submit(_write, self._folder / str(version), arrays)
 
     def wait(self) -> None:
         """Returns when nothing is being written, and what is too old is gone."""
@@ -131,24 +140,42 @@ class Checkpoints:
                     shutil.rmtree(self._folder / str(version))
 
     def newest(self) -> Saved | None:
-        """The newest checkpoint that was written to its end."""
+        """The newest checkpoint that is whole; says so where that is not the newest one.
+
+        Raises:
+          CheckpointError: when there are some, and none is whole.
+        """
         self.wait()
-        versions = self._versions()
-        if not versions:
-            return None
-        with self._explained():
-            path = self._folder / str(versions[-1])
-            arrays = _read(path) if self._pool is None else self._pool.submit(_read, path).result()
-            record = json.loads(arrays.pop(_RECORD).tobytes())
-        return Saved(versions[-1], record, arrays)
+        damaged = ""
+        for version in reversed(self._versions()):
+            try:
+                saved = self._load(version)
+            except CheckpointError as error:
+                damaged = damaged or str(error)
+                continue
+            if damaged:
+                print(f"cdl-jax: {damaged}; going on from version {version}", file=sys.stderr)
+            return saved
+        if damaged:
+            raise CheckpointError(f"{damaged}, and no other in {self._folder}: {self._mend}")
+        return None
 
     def close(self) -> None:
         """Waits."""
         try:
             self.wait()
         finally:
-            if self._pool is not None:
-                self._pool.shutdown()
+            self._pool.shutdown()
+
+    def _load(self, version: int) -> Saved:
+        path = self._folder / str(version)
+        try:
+            arrays = self._pool.submit(_read, path).result()
+            record = json.loads(arrays.pop(_RECORD).tobytes())
+        except Exception as error:  # whatever orbax and its libraries make of damaged bytes
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"the checkpoint {path} is damaged ({why[:200]})") from error
+        return Saved(version, record, arrays)
 
     def _versions(self) -> list[int]:
         """Orbax gives a folder its name when all is in it."""
@@ -165,31 +192,47 @@ class Checkpoints:
             ) from error
 
 
-def _begin(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Any:
-    """Starts to write; `result()` of what it returns waits for the end."""
-    # orbax takes a second to import, and tells of each save at length.
+def _pool() -> Executor:
+    """Does all reading and writing: digests and orbax must not hold the training up."""
+    if jax.process_count() == 1:
+        return ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+    # Orbax would wait for all processes of the run; one of its own knows of no others.
+    alone = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, alone, initializer=_on_the_cpu)
+
+
+def _orbax() -> Any:
+    # It takes a second to import, and tells of each save at length.
     logging.getLogger("absl").setLevel(logging.ERROR)
     from orbax.checkpoint import v1 as ocp
 
-    context = ocp.Context()
-    context.array.saving.use_compression = False  # floats hardly shrink, and it costs a core
-    with context:
-        return ocp.save_async(str(path), arrays, overwrite=True)
+    return ocp
 
 
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    _begin(path, arrays).result()
+    ocp = _orbax()
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # floats hardly shrink, and it costs a core
+    with context:
+        ocp.save(str(path), arrays | {_DIGEST: _digest(path, arrays)}, overwrite=True)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    from orbax.checkpoint import v1 as ocp
-
-    arrays: Any = ocp.load(str(path))
+    arrays: Any = _orbax().load(str(path))
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    if _INDEX in arrays:  # once every leaf was an array of its own
-        arrays |= _unpacked(arrays.pop(_CONTENT), arrays.pop(_INDEX))
-    return arrays
+    found = arrays.pop(_DIGEST, None)
+    if found is None or found.tobytes() != _digest(path, arrays).tobytes():
+        raise ValueError("its digest is another" if found is not None else "it has no digest")
+    return arrays | _unpacked(arrays.pop(_CONTENT), arrays.pop(_INDEX))
+
+
+def _digest(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Of the version and of every array's name, dtype, shape and bytes."""
+    digest = xxhash.xxh3_128(path.name.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _on_the_cpu() -> None:

@@ -1,3 +1,6 @@
+import pathlib
+import shutil
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -83,6 +86,48 @@ def test_the_newest_stay_and_a_half_written_one_is_never_chosen(tmp_path):
     assert not draft.exists()
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+# Orbax leaves tasks of its event loop behind when it fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("spoil", [cut, zero, flip, pathlib.Path.unlink])
+def test_whatever_file_is_damaged_its_bits_are_not_taken_for_the_checkpoints(
+    tmp_path, capsys, spoil
+):
+    """The older one is, or these very bits, where the file says nothing of them."""
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    trees = {v: {"x": jnp.full(300_000, v), "y": {"z": jnp.full(7, v)}} for v in (5, 9)}
+    for version, tree in trees.items():
+        checkpoints.save(version, tree, {"at": version})
+    checkpoints.wait()
+    shutil.copytree(tmp_path / "c" / "9", tmp_path / "whole")
+    older = 0
+    for file in [p for p in (tmp_path / "whole").rglob("*") if p.is_file() and p.stat().st_size]:
+        shutil.rmtree(tmp_path / "c" / "9")
+        shutil.copytree(tmp_path / "whole", tmp_path / "c" / "9")
+        spoil(tmp_path / "c" / "9" / file.relative_to(tmp_path / "whole"))
+        saved = checkpoints.newest()
+        told = capsys.readouterr().err
+        assert told.count(" is damaged (") == (saved.version == 5)
+        assert told.count("; going on from version 5\n") == (saved.version == 5)
+        assert saved.record["at"] == saved.version
+        assert bits(saved.restore("", trees[5])) == bits(trees[saved.version])
+        older += saved.version == 5
+    assert older >= 2
+
+
 def test_another_models_checkpoint_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     assert checkpoints.newest() is None
@@ -98,3 +143,18 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot read or write the checkpoints in"):
         Checkpoints(tmp_path / "file" / "c")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_none_is_whole_the_mend_is_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", mend="begin anew")
+    for version in (1, 2):
+        checkpoints.save(version, {"x": jnp.ones(4)}, {})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "c" / "1")
+    (tmp_path / "c" / "2").rename(tmp_path / "c" / "3")  # another version's place
+    with pytest.raises(CheckpointError, match=r"3 is damaged \(its digest is another\), and"):
+        checkpoints.newest()
+    (tmp_path / "c" / "1").mkdir()
+    with pytest.raises(CheckpointError, match=r"3 is damaged .*, and no other in .*: begin anew"):
+        checkpoints.newest()
