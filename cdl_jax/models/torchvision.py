@@ -52,8 +52,14 @@ def load_torchvision(
       kept head.
 
     Raises:
-      ConfigError: names a tensor that is missing, unknown, misshapen or not floating.
+      ConfigError: names a tensor that is missing, unknown, misshapen, not floating or not finite;
+        or the model, where torchvision has none of that name.
     """
+    if model not in _HEADS:
+        raise ConfigError(
+            f"model is {model!r}, which takes no --init-weights; give one of {', '.join(_HEADS)}, "
+            "or leave the weights to your model's own init_fn"
+        )
     wanted = dict(_leaves(params)) | dict(_leaves(model_state))
     tensors = {k: _float32(path, k, v) for k, v in _read(path) if not _is_counter(k, wanted)}
     kept = _other_head(model, tensors, wanted)
@@ -90,7 +96,7 @@ def _bytes(path: str | os.PathLike[str]) -> bytes:
 
 def _read(path: str | os.PathLike[str]) -> list[tuple[str, Mapping[str, Any]]]:
     try:
-        return safetensors.deserialize(_bytes(path))
+        return sorted(safetensors.deserialize(_bytes(path)), key=lambda entry: entry[0])
     except safetensors.SafetensorError as error:
         raise ConfigError(
             f"{path} is not a safetensors file ({error}); save the state_dict with "
@@ -111,8 +117,16 @@ def _float32(path: Any, name: str, entry: Mapping[str, Any]) -> np.ndarray:
         )
     raw = np.frombuffer(entry["data"], _FLOATS[entry["dtype"]]).reshape(entry["shape"])
     if entry["dtype"] == "BF16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float32)
+        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):  # told below
+        values = raw.astype(np.float32)
+    wrong = raw[~np.isfinite(values)]
+    if wrong.size:
+        raise ConfigError(
+            f"{name} in {path} holds {wrong[0]:g}; give finite weights, up to float32's "
+            f"{np.finfo(np.float32).max:.4g}"
+        )
+    return values
 
 
 def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

@@ -151,3 +151,22 @@ def test_what_is_no_file_of_weights_is_said(tmp_path):
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(ConfigError, match="is not a safetensors file"):
         load_torchvision(tmp_path / "text", "lenet5", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [(np.nan, "f4", "nan"), (-np.inf, "f2", "-inf"), (1e39, "f8", r"1e\+39")],
+)
+def test_the_first_tensor_that_is_not_finite_is_named(tmp_path, value, dtype, said):
+    tensors = {k: v.astype(dtype) for k, v in state_dict(random(shapes("lenet5"))).items()}
+    for name in ("conv2.bias", "fc2.bias"):
+        tensors[name][3] = value
+    with pytest.raises(ConfigError, match=rf"conv2\.bias in .* holds {said}; give finite weights"):
+        load_torchvision(saved(tmp_path, tensors), "lenet5", *shapes("lenet5"))
+
+
+@pytest.mark.parametrize("model", ["mlp", "own:make"])
+def test_a_model_that_torchvision_has_not_is_refused(tmp_path, model):
+    path = saved(tmp_path, state_dict(random(shapes("lenet5"))))
+    with pytest.raises(ConfigError, match=f"model is '{model}', .*; give one of lenet5, resnet18"):
+        load_torchvision(path, model, *shapes("lenet5"))
