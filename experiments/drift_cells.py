@@ -71,7 +71,7 @@ def stream(config: TrainConfig, lines: Sequence[dict[str, Any]]) -> dict[str, An
 
 def changes(config: TrainConfig) -> list[int]:
     """Samples of the stream before which it changes."""
-    labels = open_data(config).labels[config.initial_samples :]
+    labels = open_data(config).labels[config.initial_samples :][: config.limit]
     return [int(x) for x in _CHANGES[config.scenario](labels)]
 
 

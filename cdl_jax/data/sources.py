@@ -4,14 +4,18 @@ import dataclasses
 import logging
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
 
 from cdl_jax.data.cache import cached
+from cdl_jax.data.samples import LABEL, ArrayData, array_data
 from cdl_jax.errors import DataError
 
 Channels = tuple[float, ...]
+TFDS = "tfds"
+_ROWS = 1000  # records that are decoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,23 @@ def load(name: str, *, split: str = "train", data_dir: str | None = None) -> Ima
         return _digits(split)
     images, labels = _from_tfds(name, split, data_dir)
     return _image_data(name, images, labels)
+
+
+def load_tfds(url: str, *, data_dir: str | None = None) -> ArrayData:
+    """Images and labels of any data set of tensorflow_datasets that is on the disk.
+
+    Args:
+      url: tfds:NAME, tfds:NAME/CONFIG, and perhaps :SPLIT behind it, as tfds takes it; else train.
+      data_dir: as `load`'s.
+
+    Raises:
+      DataError: when it is not there, or is no set of images of one shape and their labels.
+    """
+    name, _, split = url.removeprefix(f"{TFDS}:").partition(":")
+    if not re.fullmatch(r"\w+(/[\w.-]+)?", name):
+        raise DataError(f"dataset is {url!r}; give tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:SPLIT")
+    images, labels = _from_tfds(name, split or "train", data_dir)
+    return array_data(TFDS, {"image": images, LABEL: labels})
 
 
 def from_arrays(
@@ -151,8 +172,27 @@ def _read_tfds(name: str, split: str, folder: pathlib.Path) -> tuple[np.ndarray,
         raise DataError(f"{name} needs tensorflow-datasets: pip install 'cdl_jax[tfds]'") from error
     try:
         source: Any = tfds.data_source(name, split=split, data_dir=folder, download=False)
-        rows = source.__getitems__(range(len(source)))
+        features = source.dataset_info.features
+        if not {"image", LABEL} <= set(features):
+            raise ValueError(f"it has the features {sorted(features)}; image and label are needed")
+        return _stacked(source)
     except Exception as error:  # tfds raises many kinds; whichever it is, the data are unusable
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"cannot read {name} in {folder}: {first}") from error
-    return np.stack([r["image"] for r in rows]), np.array([r["label"] for r in rows])
+
+
+def _stacked(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of all records; each block's decoded rows go before the next one's come."""
+    images, labels = np.empty(0), np.empty(len(source), np.int64)
+    for first in range(0, len(source), _ROWS):
+        rows = source.__getitems__(range(first, min(first + _ROWS, len(source))))
+        if not first:
+            images = np.empty((len(source), *rows[0]["image"].shape), rows[0]["image"].dtype)
+        for place, row in enumerate(rows, first):
+            if row["image"].shape != images.shape[1:]:
+                raise ValueError(
+                    f"image {place} is {list(row['image'].shape)}, the first is "
+                    f"{list(images.shape[1:])}; make all of one shape"
+                )
+            images[place], labels[place] = row["image"], row[LABEL]
+    return images, labels

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from cdl_jax.data import DATASETS, SCENARIOS
 from cdl_jax.data.files import KINDS
 from cdl_jax.data.live import LIVE
-from cdl_jax.data.sources import Kind
+from cdl_jax.data.sources import TFDS, Kind
 from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
 from cdl_jax.deploy.retention import Retention
 from cdl_jax.errors import ConfigError
@@ -16,7 +16,7 @@ from cdl_jax.train.checks import check, one_of
 
 Policy = Literal["uniform", "window", "exponential", "inverse_use", "balanced", "reservoir"]
 Strategy = Literal["sparse", "proactive", "online", "full", "frozen"]
-OWN = (*KINDS, *LIVE)  # data sets of one's own
+OWN = (*KINDS, TFDS, *LIVE)  # data sets of one's own
 
 # The bits do not depend on these.
 _FREE = (
@@ -33,14 +33,15 @@ class TrainConfig:
     """Settings of `cdl-jax train`. The defaults are the paper's, but for sparse updates."""
 
     dataset: str = "digits"
-    """digits (embedded), mnist, fashion_mnist or cifar10 (from --data-dir); of your own:
+    """digits (embedded), mnist, fashion_mnist or cifar10 (from --data-dir); others:
+    tfds:NAME or tfds:NAME:SPLIT there, with features image and label; of your own:
     numpy:FILE.npz or FOLDER of .npy, parquet:FILE or FOLDER, hf:FOLDER (of save_to_disk),
     redis://HOST:PORT/STREAM, or iterator:MODULE:FUNCTION. Fields by name, the class in label."""
     data_dir: str | None = None
     """Folder of tensorflow_datasets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     scenario: str = "none"
-    """How the stream drifts, for experiments: none, class_incremental, rotation,
-    label_permutation or noise."""
+    """How the stream drifts up to its end (--limit), for experiments, in data sets of any kind:
+    none, class_incremental, rotation (of images), label_permutation or noise."""
     model: str = "lenet5"
     """lenet5, resnet18, resnet50, mobilenet_v2, densenet161 or mlp, or MODULE:FACTORY, called
     with the data, which gives init_fn, loss_fn and predict_fn as cdl_jax.models.classifier."""
@@ -216,9 +217,11 @@ class TrainConfig:
         Raises:
           ConfigError: when it cannot be read.
         """
-        weights = self.init_weights
+        weights, free = self.init_weights, set(_FREE)
+        if self.scenario != "none" and self.limit is not None:
+            free.remove("limit")  # it is where the drift ends
         content = {} if weights is None else {"init_weights": content_digest(weights)}
-        return {name: x for name, x in vars(self).items() if name not in _FREE} | content
+        return {name: x for name, x in vars(self).items() if name not in free} | content
 
     def trackers(self) -> list[str]:
         """Where the metrics go, too."""

@@ -10,12 +10,13 @@ from cdl_jax.data import ImageData, load, scenario
 from cdl_jax.data.files import KINDS, load_files
 from cdl_jax.data.live import LIVE, LiveData, Source, from_function, imported
 from cdl_jax.data.redis_source import from_redis
-from cdl_jax.data.samples import LABEL, Samples, facts
+from cdl_jax.data.samples import LABEL, ArrayData, Samples, facts
+from cdl_jax.data.sources import TFDS, load_tfds
 from cdl_jax.data.spool import Spool
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import classifier, create_model
 from cdl_jax.models.own import on_inputs, scales
-from cdl_jax.train.config import TrainConfig
+from cdl_jax.train.config import OWN, TrainConfig
 from cdl_jax.train.scoring import Metrics
 
 
@@ -31,6 +32,8 @@ def open_data(config: TrainConfig, source: Source | None = None) -> Samples:
         return _live(config, source)
     if kind in KINDS and kind != config.dataset:
         data: Samples = load_files(config.dataset)
+    elif kind == TFDS and kind != config.dataset:
+        data = load_tfds(config.dataset, data_dir=config.data_dir)
     else:
         data = load(config.dataset, data_dir=config.data_dir)
     if config.initial_samples >= len(data):
@@ -40,9 +43,10 @@ def open_data(config: TrainConfig, source: Source | None = None) -> Samples:
         )
     if config.scenario == "none":
         return data
-    if not isinstance(data, ImageData):
-        raise ConfigError(f"scenario {config.scenario} is for the image data sets; give none")
-    return scenario(config.scenario, data, start=config.initial_samples, seed=config.seed)
+    assert isinstance(data, (ImageData, ArrayData))
+    start = config.initial_samples
+    stop = None if config.limit is None else start + config.limit
+    return scenario(config.scenario, data, start=start, stop=stop, seed=config.seed)
 
 
 def _live(config: TrainConfig, source: Source | None) -> LiveData:
@@ -73,7 +77,7 @@ def _live(config: TrainConfig, source: Source | None) -> LiveData:
 def described(config: TrainConfig, data: Samples) -> dict[str, Any]:
     """The settings and, for data of one's own, the facts that the bits of the log depend on."""
     settings, kind = config.bits_depend_on(), config.dataset.partition(":")[0]
-    if kind not in (*KINDS, *LIVE):
+    if kind not in OWN:
         return settings
     inputs = facts(data, config.initial_samples)
     fields = [name for name in inputs["fields"] if name != LABEL]

@@ -201,7 +201,7 @@ def config_toml(config: TrainConfig) -> str:
 
 _BEGINNING = (
     "dataset", "scenario", "model", "seed", "initial_samples", "epochs", "batch_size",
-    "learning_rate", "init_weights", "inputs",
+    "learning_rate", "init_weights", "inputs", "limit",
 )  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+import io
+import json
 import os
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from cdl_jax.data import from_arrays, load
 from cdl_jax.data.cache import cached
+from cdl_jax.data.sources import load_tfds
 from cdl_jax.errors import DataError
 
 
@@ -85,3 +88,78 @@ def test_the_cache_follows_its_source(tmp_path, monkeypatch):
     assert cached(folder, "train", lambda: (np.zeros(2),) * 2)[0].tolist() == [1, 1]
     (folder / "data").write_text("other")
     assert cached(folder, "train", lambda: (np.zeros(2),) * 2)[0].tolist() == [0, 0]
+
+
+def block(number, content):
+    """A field of a protocol buffer's message, of less than 16 KiB."""
+    return bytes([number << 3 | 2, len(content) & 127 | 128, len(content) >> 7]) + content
+
+
+def pair(name, value):
+    return block(1, block(1, name.encode()) + block(2, value))
+
+
+def tfds_folder(path, images, labels, image="image"):
+    """A data set `own` as tensorflow_datasets writes it, its records tf.train.Examples of PNGs."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from PIL import Image
+
+    folder = path / "own" / "1.0.0"
+    folder.mkdir(parents=True)
+    kinds = "tensorflow_datasets.core.features."
+    forms = {
+        image: {
+            "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}},
+            "pythonClassName": f"{kinds}image_feature.Image",
+        },
+        "label": {
+            "classLabel": {"numClasses": "5"},
+            "pythonClassName": f"{kinds}class_label_feature.ClassLabel",
+        },
+    }
+    features = {"featuresDict": {"features": forms},
+                "pythonClassName": f"{kinds}features_dict.FeaturesDict"}  # fmt: skip
+    (folder / "features.json").write_text(json.dumps(features))
+    split = {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "name": "train",
+             "numBytes": "1", "shardLengths": [str(len(labels))]}  # fmt: skip
+    info = {"name": "own", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    writer = ArrayRecordWriter(
+        str(folder / "own-train.array_record-00000-of-00001"), "group_size:1"
+    )
+    for pixels, label in zip(images, labels, strict=True):
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        features = pair(image, block(1, block(1, png.getvalue())))
+        writer.write(block(1, features + pair("label", block(3, bytes([8, label])))))
+    writer.close()
+
+
+def test_any_images_of_tfds_are_read_from_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)
+    tfds_folder(tmp_path, images, [3, 0, 1, 2, 4, 0])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    data = load_tfds("tfds:own")
+    assert np.array_equal(data.fields["image"], images)
+    assert data.labels.tolist() == [3, 0, 1, 2, 4, 0]
+    assert (data.classes, data.batch([5])["image"].shape) == (5, (1, 4, 5, 3))
+    assert np.array_equal(load_tfds("tfds:own:train[2:4]").fields["image"], images[2:4])
+    with pytest.raises(DataError, match="cannot read own in .*test"):
+        load_tfds("tfds:own:test")
+
+
+def test_what_tfds_does_not_have_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=f"no cats in {tmp_path}: give --data-dir or TFDS_DATA_DIR"):
+        load_tfds("tfds:cats", data_dir=str(tmp_path))
+    for name in ("", "/etc", "../own", ":train"):
+        with pytest.raises(DataError, match="give tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:SPLIT"):
+            load_tfds(f"tfds:{name}", data_dir=str(tmp_path))
+    images = [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6, 3), np.uint8)]
+    tfds_folder(tmp_path / "sizes", images, [0, 1])
+    with pytest.raises(DataError, match=r"image 1 is \[4, 6, 3\], the first is \[4, 5, 3\]; make"):
+        load_tfds("tfds:own", data_dir=str(tmp_path / "sizes"))
+    tfds_folder(tmp_path / "other", images, [0, 1], image="picture")
+    with pytest.raises(DataError, match=r"features \['label', 'picture'\]; image and label are"):
+        load_tfds("tfds:own", data_dir=str(tmp_path / "other"))
