@@ -4,16 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 from cdl_jax.data import POLICIES
 from cdl_jax.data.live import LIVE
-from cdl_jax.errors import ConfigError
+from cdl_jax.errors import MASK, ConfigError, masked
 from cdl_jax.train.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from cdl_jax.train.config import TrainConfig
 
 REACTIONS = ("share", "density", "window", "reset")
+_THRESHOLDS = {"adwin": 1.0, "page_hinkley": float("inf"), "accuracy": 1.0}  # below these, above 0
 _COUNTS = (
     "initial_samples", "batch_size", "trigger", "scan", "snapshot_every", "max_skipped",
-    "history_size", "keep_checkpoints", "drift_samples", "drift_window",
+    "history_size", "keep_checkpoints", "drift_samples", "drift_window", "window",
 )  # fmt: skip
 _FROM_ZERO = ("epochs", "seed", "digest_every", "checkpoint_every", "label_delay", "devices")
 
@@ -37,6 +38,8 @@ def check(config: "TrainConfig") -> None:
     _check_numbers(config)
     _check_names(config)
     _check_together(config)
+    _check_history(config)
+    _check_drift(config)
     _check_processes(config)
     _check_live(config)
     if config.trigger_seconds is not None:
@@ -46,7 +49,7 @@ def check(config: "TrainConfig") -> None:
 
 
 def _check_numbers(config: "TrainConfig") -> None:
-    for name in ("density", "drift_density", "drift_share"):
+    for name in ("density", "drift_density", "drift_share", "fading_factor"):
         if not 0 < getattr(config, name) <= 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; give a share in (0, 1]")
     if not 1 <= config.bits <= 16:
@@ -65,11 +68,20 @@ def _check_names(config: "TrainConfig") -> None:
     for name in config.reactions():
         one_of("on_drift", name, REACTIONS)
     one_of("history", config.history, POLICIES)
+    for name in ("dataset", "log"):
+        value = getattr(config, name)
+        if value is not None and f"{MASK}@" in value:
+            raise ConfigError(
+                f"{name} is {value!r}, as a run records it: without the user and password; give "
+                f"them with --{name}"
+            )
 
 
 def _check_together(config: "TrainConfig") -> None:
     if config.new_lineage and config.run is None:
         raise ConfigError("new_lineage needs --run, the folder of the run that it goes on from")
+    if config.track and config.run is None:
+        raise ConfigError("track needs --run, the folder of the run that is tracked")
     if config.compressor == "quantize" and config.values != "float32":
         raise ConfigError(
             f"values is {config.values}, but quantize sends values of --bits; give float32"
@@ -93,14 +105,56 @@ def _check_together(config: "TrainConfig") -> None:
         )
 
 
+def _check_history(config: "TrainConfig") -> None:
+    draws = config.strategy in ("sparse", "proactive")
+    if config.new_share and not (draws and config.include_new):
+        why = "include_new is off" if draws else f"strategy {config.strategy} draws no history"
+        raise ConfigError(f"new_share {config.new_share} would change nothing: {why}; give 0")
+    sizes = {
+        "history_size": config.history in ("window", "reservoir"),
+        "drift_window": "window" in config.reactions(),
+    }
+    for name, counts in sizes.items():
+        # A stream's last trigger may bring one sample; the history fills the batch's other places.
+        if draws and counts and getattr(config, name) < config.batch_size:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}, too few to fill a batch from; give "
+                f"{config.batch_size} (batch_size) or more"
+            )
+
+
+def _check_drift(config: "TrainConfig") -> None:
+    below, threshold = _THRESHOLDS[config.detector], config.drift_threshold
+    if threshold is not None and not 0 < threshold < below:
+        range_ = "above 0" if below == float("inf") else f"in (0, {below:g})"
+        raise ConfigError(
+            f"drift_threshold is {threshold}; give a number {range_} for {config.detector}"
+        )
+    new = max(config.trigger, round(config.new_share * config.batch_size))
+    idle = {
+        "frozen takes no steps": (config.strategy == "frozen", REACTIONS),
+        "online trains on what arrived": (config.strategy == "online", ("share", "window")),
+        f"{config.strategy} sends dense updates": (config.strategy != "sparse", ("density",)),
+        "quantize sends every entry": (config.compressor == "quantize", ("density",)),
+        "it is the density already": (config.drift_density == config.density, ("density",)),
+        "include_new is off": (not config.include_new, ("share",)),
+        f"{new} samples of a batch are new already": (
+            round(config.drift_share * config.batch_size) <= new, ("share",),
+        ),
+    }  # fmt: skip
+    for why, (so, answers) in idle.items():
+        for name in config.reactions():
+            if so and name in answers:
+                raise ConfigError(f"on_drift {name} would change nothing: {why}; leave it out")
+
+
 def _check_live(config: "TrainConfig") -> None:
     if config.stall_seconds is not None and not config.stall_seconds > 0:
         raise ConfigError(f"stall_seconds is {config.stall_seconds}; give seconds, above 0")
     if config.dataset.partition(":")[0] not in LIVE:
         return
-    for name in ("label_delay", "pace"):
-        if getattr(config, name):
-            raise ConfigError(f"{name} is for data sets; a live stream brings its own")
+    if config.pace is not None:
+        raise ConfigError(f"pace is {config.pace}, but a live stream brings its own; leave it out")
     if config.processes > 1 or config.scenario != "none":
         raise ConfigError("a live stream is for a run of one process, without a scenario")
     if config.log is not None and config.run is None:
@@ -152,6 +206,11 @@ def _check_scan(config: "TrainConfig") -> None:
 def _check_seconds(config: "TrainConfig", seconds: float) -> None:
     if not 0 < seconds < float("inf"):
         raise ConfigError(f"trigger_seconds is {seconds}; give seconds, above 0")
+    if config.strategy == "online":
+        raise ConfigError(
+            "trigger_seconds would give online a batch of another size, and so another program, "
+            "at each step; give --trigger, or proactive, whose batches the history fills"
+        )
     if config.log is not None and config.run is None:
         raise ConfigError(
             "trigger_seconds needs --run: only a record of when it fired lets a stopped run "
@@ -162,7 +221,7 @@ def _check_seconds(config: "TrainConfig", seconds: float) -> None:
 def one_of(name: str, value: str, known: Any) -> None:
     """Raises ConfigError when `value` is not among the known ones."""
     if value not in known:
-        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(known)}")
+        raise ConfigError(f"{name} is {masked(value)!r}; give one of {', '.join(known)}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -45,9 +45,9 @@ def test_eight_devices_train_what_one_does(tmp_path):
     assert abs(one.loss - eight.loss) < 1e-4
 
 
+@pytest.mark.usefixtures("a_drift_every_31_versions")
 def test_sparse_steps_on_a_mesh_stop_and_go_on_to_the_same_bytes(tmp_path):
-    settings = {"devices": 8, "on_drift": "density+reset", "detector": "accuracy",
-                "drift_threshold": -1.0, "limit": 288}  # fmt: skip
+    settings = {"devices": 8, "on_drift": "density+reset", "detector": "accuracy", "limit": 288}
     whole = go(tmp_path / "whole", **settings)
     go(tmp_path, **settings | {"limit": 272})
     again = go(tmp_path, **settings)

@@ -10,7 +10,7 @@ from tests.train import small
 
 QUICK = TrainConfig(
     initial_samples=128, epochs=1, limit=88, trigger=8, batch_size=32, density=0.01,
-    snapshot_every=1000, digest_every=0, checkpoint_every=0,
+    snapshot_every=1000, digest_every=0, checkpoint_every=0, model="mlp",
 )  # fmt: skip
 go = functools.partial(small.go, QUICK)
 
@@ -148,3 +148,33 @@ def test_bad_settings_are_refused():
         TrainConfig(trigger_seconds=1.0, log="x").checked()
     with pytest.raises(ConfigError, match="new_lineage needs --run"):
         TrainConfig(new_lineage=True).checked()
+
+
+@pytest.mark.parametrize(
+    ("detector", "threshold", "range_"),
+    [("adwin", -1.0, r"in \(0, 1\)"), ("adwin", 0.0, "in"), ("adwin", float("nan"), "in"),
+     ("adwin", 5.0, "in"), ("page_hinkley", 0.0, "above 0"),
+     ("page_hinkley", float("inf"), "above"),
+     ("accuracy", 2.0, "in"), ("accuracy", float("nan"), "in"), ("accuracy", -0.1, "in")],
+)  # fmt: skip
+def test_a_threshold_at_which_nothing_is_found_is_refused(detector, threshold, range_):
+    with pytest.raises(ConfigError, match=f"is {threshold}; give a number {range_}.* {detector}"):
+        TrainConfig(detector=detector, drift_threshold=threshold).checked()
+    TrainConfig(detector=detector, drift_threshold=DETECTORS[detector]).checked()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [({"strategy": "online", "on_drift": "share"}, "share would .* online trains on what arrived"),
+     ({"strategy": "online", "on_drift": "reset+window"}, "window would change nothing: online"),
+     ({"strategy": "frozen", "on_drift": "reset"}, "reset would .* frozen takes no steps"),
+     ({"strategy": "proactive", "on_drift": "density"}, "proactive sends dense updates"),
+     ({"compressor": "quantize", "on_drift": "share+density"}, "quantize sends every entry"),
+     ({"density": 0.1, "on_drift": "density"}, "it is the density already"),
+     ({"include_new": False, "on_drift": "share"}, "include_new is off"),
+     ({"new_share": 0.5, "on_drift": "share"}, "64 samples of a batch are new already")],
+)  # fmt: skip
+def test_an_answer_that_would_change_no_step_is_refused(settings, why):
+    with pytest.raises(ConfigError, match=why):
+        TrainConfig(**settings).checked()
+    TrainConfig(**settings | {"on_drift": ""}).checked()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from cdl_jax.data import from_arrays
+from cdl_jax.errors import ConfigError
 from cdl_jax.train import TrainConfig
 from cdl_jax.train.arrival import Trigger
 from cdl_jax.train.feed import Feed
@@ -52,3 +53,32 @@ def test_online_batches_are_what_arrived():
 def test_samples_are_padded_to_one_size():
     batch = make().read(198, 200, size=4)
     assert batch["image"].reshape(-1).tolist() == [198, 199, 199, 199]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"new_share": 1.0, "include_new": False}, "new_share 1.0 would .*: include_new is off"),
+     ({"new_share": 0.5, "strategy": "online"}, "nothing: strategy online draws no history"),
+     ({"new_share": 0.5, "strategy": "full"}, "nothing: strategy full draws no history")],
+)  # fmt: skip
+def test_a_share_that_would_change_no_batch_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        make(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"history": "window"}, {"history": "reservoir"}])
+def test_a_history_that_cannot_fill_a_batch_is_refused(settings):
+    with pytest.raises(ConfigError, match=r"history_size is 15, too few .* give 16 \(batch_size\)"):
+        make(**settings, history_size=15)
+    feed = make(**settings, history_size=16)
+    assert len(positions(feed, Trigger(100, 104, 0.0, 0.0))) == 16
+    assert len(positions(feed, Trigger(104, 105, 0.0, 0.0))) == 16  # a stream's last, say
+    assert len(positions(feed, Trigger(105, 109, 0.0, 0.0), share=0.5)) == 16
+    make(history_size=15)  # a uniform history has no size
+    with pytest.raises(ConfigError, match="drift_window is 15, too few"):
+        make(on_drift="window", drift_window=15)
+
+
+def test_a_clock_gives_online_no_batches():
+    with pytest.raises(ConfigError, match="trigger_seconds would give online a batch of another"):
+        make(strategy="online", trigger_seconds=1.0)

@@ -107,7 +107,7 @@ def test_a_live_stream_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, monk
     from cdl_jax.data import spool
 
     monkeypatch.setattr(spool, "_SEGMENT_ROWS", 16)
-    settings = {"dataset": "iterator", "history": history, "history_size": 24, "limit": None,
+    settings = {"dataset": "iterator", "history": history, "history_size": 32, "limit": None,
                 "keep_checkpoints": 1}  # fmt: skip
     whole = go(tmp_path / "whole", stream(197), **settings)
     assert (whole.samples, whole.versions) == (133, 17)  # the last of 5 samples

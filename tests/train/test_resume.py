@@ -21,7 +21,7 @@ QUICK = TrainConfig(
     snapshot_every=4, digest_every=0, checkpoint_every=3,
 )  # fmt: skip
 go = functools.partial(small.go, QUICK)
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "a_drift_every_31_versions")
 CLOCKS = ("first_at", "full_at", "made_at", "acknowledged_at")
 
 
@@ -49,14 +49,14 @@ def assert_same(found, expected):
 
 
 DRIFTING = {
-    "on_drift": "share+window+density+reset", "detector": "accuracy", "drift_threshold": -1.0,
-    "drift_samples": 32, "drift_window": 20, "label_delay": 12, "history": "inverse_use",
+    "on_drift": "share+window+density+reset", "detector": "accuracy",
+    "drift_samples": 32, "drift_window": 32, "label_delay": 12, "history": "inverse_use",
     "limit": 280, "checkpoint_every": 33,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, a_drift_every_31_versions):
     path = tmp_path_factory.mktemp("whole")
     with jax.numpy_dtype_promotion("standard"):
         go(path, **DRIFTING)
