@@ -1,5 +1,19 @@
 """Errors that a user can mend. The command line prints them as one sentence."""
 
+import re
+
+MASK = "***"
+
+
+def masked(text: str) -> str:
+    """The text without the user names and passwords of the URLs in it.
+
+    Examples:
+      >>> masked("redis://me:secret@host:6379/stream")
+      'redis://***@host:6379/stream'
+    """
+    return re.sub(r"(?<=://)[^/?#\s]*@", f"{MASK}@", text)
+
 
 class CdlError(Exception):
     """Base of the errors below."""

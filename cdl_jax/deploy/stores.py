@@ -12,7 +12,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from cdl_jax.deploy.folder import Folder
-from cdl_jax.errors import LogError, StoreError
+from cdl_jax.errors import LogError, StoreError, masked
 
 RETRIES, RETRY_SECONDS = 3, 15.0
 OWN_IDENTITY = "CDL_JAX_MACHINE_IDENTITY"
@@ -48,8 +48,8 @@ def open_store(url: str, *, create: bool = False) -> Any:
         return from_url(url, retry_config=retry, client_options=options)
     except (BaseError, ValueError) as error:
         raise LogError(
-            f"cannot open a log at {url!r}: give a folder, or a URL that begins with file://, "
-            f"memory://, s3://, gs://, az:// or redis:// ({first_line(error)})"
+            f"cannot open a log at {masked(url)!r}: give a folder, or a URL that begins with "
+            f"file://, memory://, s3://, gs://, az:// or redis:// ({first_line(error)})"
         ) from error
 
 

@@ -9,7 +9,7 @@ from cdl_jax.data.live import LIVE
 from cdl_jax.data.sources import TFDS, Kind
 from cdl_jax.deploy.outbox import FailurePolicy, OnFailure
 from cdl_jax.deploy.retention import Retention
-from cdl_jax.errors import ConfigError
+from cdl_jax.errors import ConfigError, masked
 from cdl_jax.models import MODELS
 from cdl_jax.models.torchvision import content_digest
 from cdl_jax.train.checks import check, one_of
@@ -24,7 +24,7 @@ _FREE = (
     "checkpoint_every", "keep_checkpoints", "new_lineage", "snapshot_bytes", "keep_versions",
     "keep_seconds", "keep_bytes", "on_log_failure", "log_patience", "log_memory", "sign_key",
     "track", "initial", "init_weights", "devices", "coordinator", "processes", "process_id",
-    "stall_seconds", "on_stall", "metrics",
+    "stall_seconds", "on_stall", "metrics", "window", "fading_factor",
 )  # fmt: skip
 
 
@@ -47,8 +47,12 @@ class TrainConfig:
     with the data, which gives init_fn, loss_fn and predict_fn as cdl_jax.models.classifier."""
     metrics: str | None = None
     """MODULE:FUNCTION for metrics of your own beside accuracy and loss: called, inside a compiled
-    program, with the model's outputs and a batch, it gives a dict of number[samples] by name. A
-    NaN is left out of its mean."""
+    program, with the model's outputs and a batch, it gives a dict of number[samples] by name.
+    What is not finite is left out of its mean."""
+    window: int = 1000
+    """Samples in the window of the scores named window_..."""
+    fading_factor: float = 0.002
+    """Weight of the newest sample in the scores named fading_..., in (0, 1]."""
     init_weights: str | None = None
     """safetensors file of a torchvision state_dict from which the initial training starts (or,
     with --epochs 0, the stream). A head of other classes starts anew. None: random weights."""
@@ -204,8 +208,8 @@ class TrainConfig:
             return DATASETS[self.dataset]
         if self.initial_samples == -1:
             raise ConfigError(
-                f"{self.dataset} needs --initial-samples: how many of its first samples the "
-                "initial training takes"
+                f"{masked(self.dataset)} needs --initial-samples: how many of its first samples "
+                "the initial training takes"
             )
         return Kind("own", (), (), self.initial_samples, 10)
 
@@ -222,6 +226,14 @@ class TrainConfig:
             free.remove("limit")  # it is where the drift ends
         content = {} if weights is None else {"init_weights": content_digest(weights)}
         return {name: x for name, x in vars(self).items() if name not in free} | content
+
+    def scores_depend_on(self) -> dict[str, Any]:
+        """The settings that the scores' means depend on, beside those of the log."""
+        return {"window": self.window, "fading_factor": self.fading_factor}
+
+    def recorded(self) -> dict[str, Any]:
+        """All settings as others may see them: without passwords."""
+        return {k: masked(v) if isinstance(v, str) else v for k, v in vars(self).items()}
 
     def trackers(self) -> list[str]:
         """Where the metrics go, too."""

@@ -1,5 +1,6 @@
 """What a run has scored so far: the deployed model, and the initial one on the same samples."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +21,17 @@ _NONE: dict[str, float] = {}
 class Scorecard:
     """Prequential accuracy, loss and metrics, counted when the labels come.
 
+    A loss that is not finite is counted, and left out of the means: one would be in them for ever.
+
     Args:
       frozen: the initial model.
+      window, fading_factor: see `Prequential`.
     """
 
-    def __init__(self, frozen: FrozenModel):
+    def __init__(self, frozen: FrozenModel, window: int, fading_factor: float):
         self.frozen, self._awaited = frozen, Awaited()
-        self._accuracy, self._loss, self._frozen_accuracy = (Prequential() for _ in range(3))
+        self._score = functools.partial(Prequential, window=window, fading_factor=fading_factor)
+        self._accuracy, self._loss, self._frozen_accuracy = (self._score() for _ in range(3))
         self._metrics: dict[str, Prequential] = {}  # by name, each from its first value on
 
     @property
@@ -48,7 +53,7 @@ class Scorecard:
         """Counts a trigger's scores into the summary; what its record says of them."""
         accuracy, loss, frozen = self._accuracy, self._loss, self._frozen_accuracy
         accuracy.add(right for right, _, _ in scored)
-        loss.add(value for _, value, _ in scored)
+        loss.add(finite_losses(scored))
         frozen.add(self.frozen.right(trigger.start, trigger.stop))
         summary.samples = accuracy.seen
         summary.accuracy, summary.loss = accuracy.mean, loss.mean
@@ -57,6 +62,8 @@ class Scorecard:
             "accuracy": accuracy.mean,
             "window_accuracy": accuracy.window_mean,
             "fading_accuracy": accuracy.fading_mean,
+            "mean_loss": loss.mean,
+            "window_loss": loss.window_mean,
             "fading_loss": loss.fading_mean,
             "frozen_accuracy": frozen.mean,
         } | self._count_metrics(scored, summary)
@@ -65,7 +72,7 @@ class Scorecard:
         """The user's, which not every sample need have."""
         out: dict[str, float] = {}
         for name in dict.fromkeys(name for _, _, own in scored for name in own):
-            score = self._metrics.setdefault(name, Prequential())
+            score = self._metrics.setdefault(name, self._score())
             score.add(own[name] for _, _, own in scored if name in own)
             summary.metrics = {**summary.metrics, name: score.mean}
             out |= {name: score.mean, f"window_{name}": score.window_mean}
@@ -86,7 +93,7 @@ class Scorecard:
         for score, its in zip(self._scores, state["scores"], strict=True):
             score.restore(its)
         for name, its in state["metrics"].items():
-            self._metrics.setdefault(name, Prequential()).restore(its)
+            self._metrics.setdefault(name, self._score()).restore(its)
         self._awaited.restore(state["awaited"])
         self.frozen.restore(state["frozen"])
 
@@ -95,11 +102,16 @@ class Scorecard:
         return self._accuracy, self._loss, self._frozen_accuracy
 
 
+def finite_losses(scored: Scored) -> list[float]:
+    """The losses that can be counted."""
+    return [loss for _, loss, _ in scored if math.isfinite(loss)]
+
+
 def _by_sample(metrics: dict[str, Any], count: int) -> list[dict[str, float]]:
     if not metrics:
         return [_NONE] * count
     columns = {name: np.asarray(x)[:count].tolist() for name, x in metrics.items()}
     return [
-        {name: x for name, x in zip(columns, row, strict=True) if not math.isnan(x)}
+        {name: x for name, x in zip(columns, row, strict=True) if math.isfinite(x)}
         for row in zip(*columns.values(), strict=True)
     ]

@@ -22,7 +22,7 @@ class Scores(NamedTuple):
 
     right: Any  # bool[samples]
     loss: Any  # float32[samples]
-    metrics: dict[str, Any]  # the user's own, number[samples] by name; NaN is left out
+    metrics: dict[str, Any]  # the user's own, number[samples] by name; the non-finite are left out
 
 
 def score_fn(model: Classifier, metrics: Metrics | None = None) -> Callable[[Any, Any], Scores]:
@@ -44,6 +44,8 @@ def score_fn(model: Classifier, metrics: Metrics | None = None) -> Callable[[Any
         outputs = model.predict_fn(tree["params"], tree["model_state"], inputs_of(batch))
         more = {} if metrics is None else _checked(metrics(outputs, batch), len(batch[LABEL]))
         right, loss = scores(outputs, batch)
+        if jnp.issubdtype(jnp.result_type(right), jnp.floating):
+            right = jnp.where(jnp.isfinite(right), right, 0)  # no score is none right
         return Scores(right, loss, more)
 
     return score

@@ -1,15 +1,34 @@
 """Where a run's numbers go besides its own metrics.jsonl."""
 
 import importlib
+import json
+import math
 import os
 import pathlib
-from typing import Any, Protocol
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from cdl_jax.errors import ConfigError
+from cdl_jax.errors import ConfigError, masked
+
+_REST = 10  # times as long as a failed call took, until the next one
+
+
+class Place(NamedTuple):
+    """Where a tracker begins, or goes on."""
+
+    folder: pathlib.Path  # the run's
+    config: dict[str, Any]  # the run's settings, without passwords
+    run_id: str | None = None  # the tracker's own name of the run, from an earlier life
+    version: int = 0  # behind which the run goes on
 
 
 class Tracker(Protocol):
     """Takes the numbers of each version."""
+
+    run_id: str | None  # by which a later life finds this run again
+    overwrites: bool  # whether a version may be told again
 
     def log(self, version: int, numbers: dict[str, float]) -> None:
         """The numbers of a version, by name."""
@@ -21,12 +40,16 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder, by tensorboardX."""
+    """Event files in the run's folder, by tensorboardX; a life's replaces what it makes again."""
 
-    def __init__(self, folder: pathlib.Path, config: dict[str, Any]):
+    run_id, overwrites = None, True
+
+    def __init__(self, place: Place):
         module = importlib.import_module("tensorboardX")
-        self._writer = module.SummaryWriter(str(folder / "tensorboard"))
-        self._writer.add_text("config", "\n".join(f"    {k}: {v}" for k, v in config.items()))
+        folder = str(place.folder / "tensorboard")
+        self._writer = module.SummaryWriter(folder, purge_step=place.version + 1)
+        text = "\n".join(f"    {k}: {v}" for k, v in place.config.items())
+        self._writer.add_text("config", text)
 
     def log(self, version: int, numbers: dict[str, float]) -> None:
         """See `Tracker`."""
@@ -41,9 +64,15 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases; its environment variables say where, and whether offline."""
 
-    def __init__(self, folder: pathlib.Path, config: dict[str, Any]):
+    overwrites = False
+
+    def __init__(self, place: Place):
         wandb = importlib.import_module("wandb")
-        self._run = wandb.init(project="cdl_jax", name=folder.name, dir=str(folder), config=config)
+        self._run = wandb.init(
+            project="cdl_jax", name=place.folder.name, dir=str(place.folder), config=place.config,
+            id=place.run_id, resume="allow", allow_val_change=True,
+        )  # fmt: skip
+        self.run_id = self._run.id
 
     def log(self, version: int, numbers: dict[str, float]) -> None:
         """See `Tracker`."""
@@ -57,13 +86,17 @@ class WeightsAndBiases:
 class MLflow:
     """A run of MLflow; MLFLOW_TRACKING_URI says where, by default the run's folder."""
 
-    def __init__(self, folder: pathlib.Path, config: dict[str, Any]):
+    overwrites = False
+
+    def __init__(self, place: Place):
         mlflow = importlib.import_module("mlflow")
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            mlflow.set_tracking_uri(f"sqlite:///{folder.absolute()}/mlflow.db")
+            mlflow.set_tracking_uri(f"sqlite:///{place.folder.absolute()}/mlflow.db")
         self._mlflow = mlflow
-        mlflow.start_run(run_name=folder.name)
-        mlflow.log_params(config)
+        run = mlflow.start_run(run_id=place.run_id, run_name=place.folder.name)
+        self.run_id = run.info.run_id
+        if place.run_id is None:  # they cannot be written twice
+            mlflow.log_params(place.config)
 
     def log(self, version: int, numbers: dict[str, float]) -> None:
         """See `Tracker`."""
@@ -77,29 +110,91 @@ class MLflow:
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
-def tracker(name: str, folder: pathlib.Path, config: dict[str, Any]) -> Tracker:
-    """A tracker by its name.
-
-    Args:
-      name: one of `TRACKERS`.
-      folder: the run's.
-      config: the run's settings.
+def tracker(name: str, place: Place) -> Tracker:
+    """A tracker by its name, one of `TRACKERS`.
 
     Raises:
-      ConfigError: when its package is not installed.
+      ConfigError: when its package is not installed, or it cannot begin.
     """
     try:
-        return TRACKERS[name](folder, config)
+        return TRACKERS[name](place)
     except ImportError as error:
         raise ConfigError(f"track {name} needs more: pip install 'cdl_jax[{name}]'") from error
+    except Exception as error:  # theirs have no base in common
+        raise ConfigError(
+            f"track {name} cannot begin: {_sentence(error)}; mend that, or leave {name} out of "
+            "--track"
+        ) from error
+
+
+class Trackers:
+    """A run's trackers. What one does not take is said once; the run goes on.
+
+    trackers.json in the run's folder has the trackers' own names of the run.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._file = folder / "trackers.json"
+        self._open: dict[str, Tracker] = {}
+        self._told: dict[str, int] = {}
+        self._rests_until: dict[str, float] = {}  # those that failed once
+
+    def forget(self) -> None:
+        """The run starts anew."""
+        self._file.unlink(missing_ok=True)
+
+    def begin(self, names: Sequence[str], place: Place, newest: int) -> None:
+        """Begins trackers, or goes on where an earlier life had told them up to `newest`.
+
+        Raises:
+          ConfigError: see `tracker`.
+        """
+        ids = json.loads(self._file.read_text()) if self._file.exists() else {}
+        for name in names:
+            self._told[name] = newest if name in ids else place.version
+            its = place._replace(run_id=ids.get(name))
+            self._open[name] = tracker(name, its)
+            ids[name] = self._open[name].run_id
+            self._file.write_text(json.dumps(ids) + "\n")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Tells a line of metrics to those that were not told it in an earlier life."""
+        if not self._open:
+            return
+        version, values = record["version"], numbers(record)
+        for name, one in self._open.items():
+            again = version <= self._told[name] and not one.overwrites
+            if not again and time.monotonic() >= self._rests_until.get(name, 0.0):
+                self._try(name, f"version {version}", lambda one=one: one.log(version, values))
+
+    def close(self) -> None:
+        """Closes them all."""
+        for name, one in self._open.items():
+            self._try(name, "the end of the run", one.close)
+
+    def _try(self, name: str, what: str, call: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        try:
+            call()
+        except Exception as error:
+            if name not in self._rests_until:
+                print(f"cdl-jax: {name} did not take {what}: {_sentence(error)}; the run goes on, "
+                      "and metrics.jsonl has all", file=sys.stderr)  # fmt: skip
+            now = time.monotonic()
+            self._rests_until[name] = now + _REST * (now - begun)
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """What of a line of metrics can be drawn: its numbers, those inside by a path."""
+    """What of a line of metrics can be drawn: its finite numbers, those inside by a path."""
     out = {}
     for name, value in record.items():
         if isinstance(value, dict):
             out |= {f"{name}/{inner}": x for inner, x in numbers(value).items()}
-        elif isinstance(value, (bool, int, float)) and name != "version":
+        elif isinstance(value, (bool, int, float)) and name != "version" and math.isfinite(value):
             out[name] = float(value)
     return out
+
+
+def _sentence(error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return masked(first[:300].rstrip("."))

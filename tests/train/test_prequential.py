@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cdl_jax.train.prequential import Awaited, Prequential
+from cdl_jax.train.prequential import Awaited, Prequential, Window
 
 
 def fill(values, **options):
@@ -82,9 +82,35 @@ def test_states_go_on():
     again.restore(first.state())
     again.add(values[49:])
     assert again.state() == whole.state()
+    assert again.mean == whole.mean
     awaited = Awaited()
     awaited.predicted([1, 2, 3])
     other = Awaited()
     other.restore(awaited.state())
     assert other.labelled(2) == [1, 2]
     assert Prequential().mean == Prequential().window_mean == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 20, 200])
+def test_a_window_is_the_last_values_however_they_came(size):
+    values = np.random.default_rng(4).normal(size=170).tolist()
+    window, one_by_one = Window(size), Window(size)
+    for end in range(10, 171, 10):
+        window.add(values[end - 10 : end])
+        for value in values[end - 10 : end]:
+            one_by_one.add([value])
+        assert (len(window), window.sum) == (min(size, end), one_by_one.sum)
+        assert window.sum == pytest.approx(sum(values[max(0, end - size) : end]), abs=1e-12)
+        assert window.state() == one_by_one.state()
+
+
+@pytest.mark.parametrize("size", [5, 17, 20, 40])
+def test_a_window_goes_on_with_another_size(size):
+    values = np.random.default_rng(5).normal(size=100).tolist()
+    first, other = Window(20), Window(size)
+    first.add(values[:47])
+    other.restore(first.state())
+    held = min(size, 20)
+    assert other.sum == pytest.approx(sum(values[47 - held : 47]), abs=1e-12)
+    other.add(values[47:])
+    assert other.sum == pytest.approx(sum(values[100 - size :]), abs=1e-12)
