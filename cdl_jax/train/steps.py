@@ -42,8 +42,12 @@ class Steps:
         self._compiled = {
             answers: _program(loss_fn, chosen, sharding) for answers, chosen in self._plans.items()
         }
+        self._fresh = {
+            answers: jax.jit(chosen.tx.init, out_shardings=sharding)
+            for answers, chosen in self._plans.items()
+        }
         self.tell: Callable[[str], None] = lambda note: None
-        self._sharding = sharding
+        self._sharding, self._denser = sharding, "density" in config.reactions()
         self._usual, self._answers = self._compiled[False], False
 
     def example(self, state: TrainState, batch: Any) -> SparseUpdate:
@@ -51,8 +55,16 @@ class Steps:
         return jax.eval_shape(self._usual, state, batch)[1].shapes().update
 
     def warm_up(self, state: TrainState, batch: Any) -> None:
-        """Compiles the usual step; the state stays."""
+        """Compiles the usual step, and the one that an answer is not to wait for; the state stays.
+
+        Args:
+          state: as the usual step takes it.
+          batch: of the shapes that the steps will see.
+        """
         self._usual(jax.tree.map(jnp.copy, state), batch)
+        if self._denser:
+            state = _with_slots(state, self._fresh[True])
+            self._compiled[True](jax.tree.map(jnp.copy, state), batch)
 
     def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
         """Chooses the program of the step that makes `version`; the state as it takes it."""
@@ -60,7 +72,7 @@ class Steps:
             state = self._reset(state)
         answers = watch.answers("density", version, position)
         if answers != self._answers:
-            state = _with_slots(state, self._plans[answers], self._sharding)
+            state = _with_slots(state, self._fresh[answers])
             self._answers = answers
         return state
 
@@ -71,7 +83,7 @@ class Steps:
 
     def as_usual(self, state: TrainState) -> TrainState:
         """The state with the usual program's shapes; as it is while that is in use."""
-        return _with_slots(state, self._plans[False]) if self._answers else state
+        return _with_slots(state, jax.jit(self._plans[False].tx.init)) if self._answers else state
 
     def _reset(self, state: TrainState) -> TrainState:
         usual = self._plans[False]
@@ -90,9 +102,9 @@ def _program(loss_fn: LossFn, chosen: Plan, sharding: Any) -> Callable[..., Any]
     return step
 
 
-def _with_slots(state: TrainState, chosen: Plan, sharding: Any = None) -> TrainState:
+def _with_slots(state: TrainState, init: Callable[[Any], Any]) -> TrainState:
     """The slots of another density, empty: a step fills them and reads the residual alone."""
-    fresh = jax.jit(chosen.tx.init, out_shardings=sharding)(state.params)
+    fresh = init(state.params)
 
     def swap(old: Any, new: Any) -> Any:
         if isinstance(old, ErrorFeedbackState):
