@@ -186,6 +186,16 @@ class Ownership(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+def another_update(version: int, name: str) -> LogError:
+    """What is said of a put that finds other bytes in its place."""
+    return LogError(
+        f"version {version} in {name} holds another update already: this run does not continue "
+        "that log, but makes other bytes, as another machine, number of threads, version of a "
+        "library, changed data or a writer between them would; go on with what began it, or give "
+        "a new --log and a new --run (or --new-lineage)"
+    )
+
+
 def open_log(url: str, *, create: bool = False) -> UpdateLog:
     """Opens a log by URL: a folder, or `file://`, `memory://`, `s3://`, `gs://`, `az://`, `redis://`.
 

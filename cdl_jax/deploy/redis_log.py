@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from cdl_jax.deploy.log import Ownership
+from cdl_jax.deploy.log import Ownership, another_update
 from cdl_jax.deploy.owner import StoreOwnership
 from cdl_jax.deploy.retention import Kept
 from cdl_jax.deploy.store_log import StoreLog
@@ -110,10 +110,7 @@ class RedisLog(StoreLog):
             raise OwnershipError(f"another writer took over the log {self.name}; this one stops")
         if status == _TAKEN and self.read(version) != blob:
             del self._recent[version]
-            raise LogError(
-                f"version {version} in {self.name} holds another update already: this run "
-                "does not continue that log; give a new name"
-            )
+            raise another_update(version, self.name)
 
     def read(self, version: int) -> bytes | None:
         """See `UpdateLog`."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from obstore.store import LocalStore, MemoryStore
 
-from cdl_jax.deploy.log import Manifest, Ownership
+from cdl_jax.deploy.log import Manifest, Ownership, another_update
 from cdl_jax.deploy.owner import StoreOwnership, claim
 from cdl_jax.deploy.retention import Kept, Retention
 from cdl_jax.deploy.stores import Objects, explained, open_store
@@ -69,10 +69,7 @@ class StoreLog:
             return  # was written and trimmed; the digests of later versions vouch for it
         if not self._objects.put_new(_update_key(version), blob):
             owner.ensure()
-            raise LogError(
-                f"version {version} in {self.name} holds another update already: this run "
-                "does not continue that log; give a new folder"
-            )
+            raise another_update(version, self.name)
 
     def read(self, version: int) -> bytes | None:
         """See `UpdateLog`."""
