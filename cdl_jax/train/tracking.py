@@ -68,9 +68,11 @@ class WeightsAndBiases:
 
     def __init__(self, place: Place):
         wandb = importlib.import_module("wandb")
+        secret = any(masked(word) != word for word in sys.argv)
         self._run = wandb.init(
             project="cdl_jax", name=place.folder.name, dir=str(place.folder), config=place.config,
             id=place.run_id, resume="allow", allow_val_change=True,
+            settings={"x_disable_meta": True} if secret else None,  # it has the command's words
         )  # fmt: skip
         self.run_id = self._run.id
 
@@ -108,6 +110,20 @@ class MLflow:
 
 
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Whether these trackers could begin.
+
+    Raises:
+      ConfigError: when a package is not installed.
+    """
+    for name in names:
+        try:
+            importlib.import_module(_PACKAGES[name])
+        except ImportError as error:
+            raise ConfigError(f"track {name} needs more: pip install 'cdl_jax[{name}]'") from error
 
 
 def tracker(name: str, place: Place) -> Tracker:
@@ -116,10 +132,9 @@ def tracker(name: str, place: Place) -> Tracker:
     Raises:
       ConfigError: when its package is not installed, or it cannot begin.
     """
+    check_installed([name])
     try:
         return TRACKERS[name](place)
-    except ImportError as error:
-        raise ConfigError(f"track {name} needs more: pip install 'cdl_jax[{name}]'") from error
     except Exception as error:  # theirs have no base in common
         raise ConfigError(
             f"track {name} cannot begin: {_sentence(error)}; mend that, or leave {name} out of "
