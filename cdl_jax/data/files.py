@@ -32,7 +32,9 @@ def load_files(url: str) -> ArrayData:
         raise DataError(f"no {path} for the data set {url}; give a file or folder that is there")
     try:
         return array_data(kind, KINDS[kind](path))
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own are ValueErrors, too
+    except DataError:
+        raise
+    except Exception as error:  # of damaged files come many kinds: zip's, zlib's, EOF, pyarrow's
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"cannot read {url}: {first[:200]}") from error
 
@@ -42,12 +44,22 @@ def _numpy(path: pathlib.Path) -> dict[str, np.ndarray]:
         files = sorted(path.glob("*.npy"))
         if not files:
             raise ValueError("there are no .npy files")
-        return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in files}
-    arrays = np.load(path, allow_pickle=False)
-    if isinstance(arrays, np.ndarray):
-        raise ValueError("a single array has no labels; give a .npz file or a folder of .npy")
-    with arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {p.stem: _loaded(p, mmap_mode="r") for p in files}
+    with path.open("rb") as file:  # NumPy itself would leave a damaged one open
+        arrays = _loaded(file)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("a single array has no labels; give a .npz file or a folder of .npy")
+        with arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def _loaded(file: Any, **options: Any) -> Any:
+    try:
+        return np.load(file, allow_pickle=False, **options)
+    except ValueError as error:
+        if "pickle" in str(error):  # NumPy takes any bytes for a pickle, and says how to trust it
+            raise ValueError("that is no array of numbers as NumPy saves them") from error
+        raise
 
 
 def _parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -68,7 +80,10 @@ def _hugging_face(path: pathlib.Path) -> dict[str, np.ndarray]:
         inside = sorted(p.parent.name for p in path.glob("*/state.json"))
         mend = f"give one of the splits {inside}" if inside else "save_to_disk did not write it"
         raise ValueError(f"no state.json there: {mend}")
-    files = [path / row["filename"] for row in json.loads(state.read_text())["_data_files"]]
+    try:
+        files = [path / row["filename"] for row in json.loads(state.read_text())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError("its state.json is not as save_to_disk writes it") from error
     tables = []
     for file in files:
         with pa.memory_map(str(file)) as source:
@@ -127,6 +142,10 @@ def _column(name: str, column: Any) -> np.ndarray:
         if len(lengths) != 1:
             raise ValueError(f"column {name!r} has lists of several lengths; give one length")
         shape, column = [*shape, lengths[0]], column.flatten()
+        if column.null_count:
+            raise ValueError(
+                f"column {name!r} has {column.null_count} empty values in its lists; fill them in"
+            )
         kind = column.type
     values = column.to_numpy(zero_copy_only=False)
     if values.dtype.kind not in "biuf":

@@ -3,13 +3,18 @@
 A source is a function `(held, last) -> iterator of samples`: how many of its samples are kept
 already, and the newest of them, or None. A sample is a dict of numbers or arrays by field; the
 integer field "label" is the class, and a field whose name begins with _ is the source's own.
+
+A sample that cannot be trained on is refused before it is kept: what is kept is met again at every
+start, so a run would be blocked for good.
 """
 
 import collections
 import importlib
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,10 +23,11 @@ from cdl_jax.data.samples import LABEL, classes_of
 from cdl_jax.data.spool import Spool
 from cdl_jax.errors import ConfigError, DataError
 
-Source = Callable[[int, Mapping[str, np.ndarray] | None], Iterator[Mapping[str, Any]]]
+Source = Callable[[int, Mapping[str, np.ndarray] | None], Iterable[Mapping[str, Any]]]
 LIVE = ("redis", "rediss", "iterator")  # kinds of live data sets
 END = 1 << 62  # the end of a stream that has none yet
 _POLL = 0.05  # seconds
+_AGAIN = "it is not kept: take it out of the stream, or mend it, and start the same command again"
 
 
 class LiveData:
@@ -33,6 +39,10 @@ class LiveData:
       spool: keeps them.
       stall_seconds: without a sample, after which the stream counts as stalled; None: never.
       on_stall: what a stalled stream is: an error, or at its end.
+      initial: samples of the initial training.
+      classes: of the labels; 0: as many as the first `initial` samples have.
+      finite: whether a sample with a NaN or an infinity is refused.
+      on_close: called once the files are closed.
       ahead: samples taken at most ahead of those that were asked for.
 
     Attributes:
@@ -47,9 +57,15 @@ class LiveData:
         *,
         stall_seconds: float | None = None,
         on_stall: str = "error",
+        initial: int = 0,
+        classes: int = 0,
+        finite: bool = False,
+        on_close: Callable[[], object] = lambda: None,
         ahead: int = 4096,
     ):
-        self.name, self.spool, self.classes, self.stop = name, spool, 0, END
+        self.name, self.spool, self.classes, self.stop = name, spool, classes, END
+        self._initial, self._learnt, self._finite = initial, bool(classes), finite
+        self._on_close = on_close
         self._source, self._stall, self._on_stall, self._ahead = (
             source, stall_seconds, on_stall, ahead,
         )  # fmt: skip
@@ -98,18 +114,19 @@ class LiveData:
             back = self.spool.stop - place
             return self._stamps[-back] if 0 < back <= len(self._stamps) else time.time()
 
-    def first(self, count: int) -> None:
+    def first(self) -> None:
         """Waits for the samples of the initial training, and learns the classes from them.
 
         Raises:
           DataError: when the stream ends before.
         """
-        if self.wait(count) < count:
+        if self.wait(self._initial) < self._initial:
             raise DataError(
                 f"{self.name} ended after {len(self)} samples, but the initial training takes "
-                f"{count}; lower --initial-samples"
+                f"{self._initial}; lower --initial-samples"
             )
-        self.classes = self.classes or classes_of(self.batch(np.arange(count)))
+        with self._changed:
+            self._learn()
 
     def close(self) -> None:
         """Ends the thread, once the source hands over its next sample, and closes the files."""
@@ -120,17 +137,18 @@ class LiveData:
         with self._changed:
             self._closed = True
             self.spool.close()
+        self._on_close()
 
     def _take(self) -> None:
         try:
             held = self.spool.stop
             last = {n: x[0] for n, x in self.spool.batch([held - 1]).items()} if held else None
-            for sample in self._source(held, last):
+            for sample in self._samples(held, last):
                 with self._changed:
                     self._wait_for_room()
                     if self._closed:
                         return
-                    self.spool.append(sample)
+                    self.spool.append(self._checked(sample))
                     self._newest_at = time.monotonic()
                     self._stamps.append(time.time())
                     self._changed.notify_all()
@@ -141,6 +159,46 @@ class LiveData:
             self._end(error)
         except Exception as error:  # a user's own code; whatever it is, the stream is over
             self._end(DataError(f"{self.name} failed after {self.spool.stop} samples: {error!r}"))
+
+    def _samples(self, held: int, last: Any) -> Iterable[Mapping[str, Any]]:
+        samples = self._source(held, last)
+        if not isinstance(samples, Iterable):
+            raise DataError(
+                f"{self.name} gave {type(samples).__name__}; give an iterator of samples"
+            )
+        return samples
+
+    def _checked(self, sample: Any) -> dict[str, np.ndarray]:
+        if not isinstance(sample, Mapping):
+            raise DataError(
+                f"sample {self.spool.stop} of {self.name} is a {type(sample).__name__}; give a "
+                "dict of fields, such as {'x': [0.1, 2.0], 'label': 1}"
+            )
+        row = {str(name): np.asarray(x) for name, x in sample.items()}
+        odd = [name for name, x in row.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
+        if self._finite and odd:
+            raise DataError(
+                f"{self.spool.next_one(row)} has a NaN or an infinity in {odd[0]}; {_AGAIN}, or "
+                "give --model MODULE:FACTORY, which takes any numbers"
+            )
+        self._check_label(row)
+        return row
+
+    def _check_label(self, row: Mapping[str, np.ndarray]) -> None:
+        label = row.get(LABEL)
+        if self.spool.stop >= self._initial:
+            self._learn()
+        if not self.classes or label is None or label.dtype.kind not in "biu" or label.ndim:
+            return
+        if not 0 <= label < self.classes:
+            raise DataError(
+                f"{self.spool.next_one(row)} has label {label}, but the run's are 0 to "
+                f"{self.classes - 1}; {_AGAIN}, or give more --classes and a new --run and --log"
+            )
+
+    def _learn(self) -> None:
+        if self._initial and not self._learnt:
+            self.classes, self._learnt = classes_of(self.batch(np.arange(self._initial))), True
 
     def _wait_for_room(self) -> None:
         while self.spool.stop >= self._asked + self._ahead and not self._closing:
@@ -180,8 +238,8 @@ class _Labels:
         classes = self._data.classes
         if classes and label.size and not 0 <= label.min() <= label.max() < classes:
             raise DataError(
-                f"{self._data.name} has labels from {label.min()} to {label.max()}, the initial "
-                f"training saw {classes} classes; give --classes"
+                f"{self._data.name} has labels from {label.min()} to {label.max()}, but the run's "
+                f"are 0 to {classes - 1}; give more --classes and a new --run and --log"
             )
         return label.astype(np.int32)
 
@@ -194,20 +252,22 @@ def from_function(name: str) -> Source:
     """
     function = imported(name)
 
-    def source(held: int, last: Any) -> Iterator[Mapping[str, Any]]:
+    def source(held: int, last: Any) -> Iterable[Mapping[str, Any]]:
         del last
-        return iter(function(held))
+        return function(held)
 
     return source
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """`MODULE:FUNCTION`.
+    """`MODULE:FUNCTION`, of what is installed or lies in the current folder.
 
     Raises:
       ConfigError: when there is none.
     """
     module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:  # an installed command has its own folder there instead
+        sys.path.insert(0, os.getcwd())
     try:
         found: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

@@ -11,6 +11,7 @@ import xxhash
 from cdl_jax.errors import DataError
 
 LABEL = "label"
+_LOOK = 1 << 24  # bytes
 _NARROW = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32, "bool": np.uint8}
 
 
@@ -76,6 +77,11 @@ def array_data(name: str, fields: Mapping[str, Any]) -> ArrayData:
     Raises:
       DataError: for no field, fields of several lengths, or of other than numbers.
     """
+    single = [field for field, x in fields.items() if not x.ndim]
+    if single:
+        raise DataError(
+            f"{name} has single values in {', '.join(single)}; give a value for each sample"
+        )
     lengths = {field: len(x) for field, x in fields.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         raise DataError(f"{name} has fields of {lengths} samples; give one length, from 1")
@@ -94,18 +100,48 @@ def classes_of(fields: Mapping[str, Any]) -> int:
 
 
 def narrow(array: np.ndarray) -> np.ndarray:
-    """64-bit numbers as 32-bit ones, booleans as uint8; the others as they are.
+    """64-bit numbers as 32-bit ones, booleans as uint8, all in the machine's byte order.
 
     Raises:
       DataError: for an integer that 32 bits do not hold.
     """
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     kind = _NARROW.get(array.dtype.name)
     if kind is None:
         return array
     out = array.astype(kind)
     if array.dtype.kind in "iu" and not np.array_equal(out, array):
-        raise DataError(f"integers up to {array.max()} do not fit {np.dtype(kind).name}")
+        raise DataError(
+            f"integers from {array.min()} to {array.max()} do not fit {np.dtype(kind).name}, and "
+            "JAX takes 32 bits; give smaller ones"
+        )
     return out
+
+
+def check_finite(data: ArrayData) -> None:
+    """Whether all fields hold finite numbers; a few MB of them are looked at at a time.
+
+    Raises:
+      DataError: names the first sample that has a NaN or an infinity.
+    """
+    for field, x in data.fields.items():
+        if x.dtype.kind != "f":
+            continue
+        rows = max(1, _LOOK * len(x) // max(1, x.nbytes))
+        for start in range(0, len(x), rows):
+            odd = odd_rows(x[start : start + rows])
+            if len(odd):
+                raise DataError(
+                    f"sample {start + odd[0]} of {data.name} has a NaN or an infinity in {field}; "
+                    "fill it in or leave the sample out, or give --model MODULE:FACTORY, which "
+                    "takes any numbers"
+                )
+
+
+def odd_rows(array: np.ndarray) -> np.ndarray:
+    """Positions along the leading axis at which floats are not all finite."""
+    return np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
 
 
 def inputs_of(batch: Mapping[str, Any]) -> Any:

@@ -3,12 +3,14 @@
     FOLDER/about.json               source, and dtype and shape of each field
     FOLDER/000000004096/FIELD.bin   rows from that position on, as many as a segment has
 
-A row is there once every field has it; what a kill cut short is cut off. Whole segments that
+A row is there once every field has it; what a kill cut short is cut off. Names of fields come from
+outside, and only those that are plain file names are taken. Whole segments that
 nothing will ask for go (`forget`); rows of theirs that are still wanted stay in memory.
 """
 
 import json
 import pathlib
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
@@ -20,6 +22,8 @@ from cdl_jax.data.samples import narrow
 from cdl_jax.errors import DataError
 
 _SEGMENT_BYTES, _SEGMENT_ROWS = 1 << 24, 4096
+ID = "_id"  # bytes by which a source finds a sample of its own
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
 Row = dict[str, np.ndarray]
 
@@ -60,19 +64,26 @@ class Spool:
         """Adds a row; the first one says of which form all are.
 
         Raises:
-          DataError: for a row of another form.
+          DataError: for a row of another form, or of one that cannot be; it is not kept.
         """
         row = {name: self._like_others(name, np.asarray(x)) for name, x in sample.items()}
         form = {name: (x.dtype.name, x.shape) for name, x in sorted(row.items())}
         if not self._fields:
+            self._check(row)
             self._begin(form)
         if form != self._fields:
             raise DataError(
-                f"sample {self.stop} of {self._source} has {_words(form)}, the first one had "
+                f"{self.next_one(row)} has {_words(form)}, the first one had "
                 f"{_words(self._fields)}; give samples of one form"
             )
         with self._lock:
             self._add(row)
+
+    def next_one(self, row: Mapping[str, np.ndarray]) -> str:
+        """What to call a row that is not kept: by its id in the source, or by its position."""
+        if ID in row:
+            return f"entry {row[ID].tobytes().decode().strip()} of {self._source}"
+        return f"sample {self.stop} of {self._source}"
 
     def _add(self, row: Row) -> None:
         at = self.stop % self._segment
@@ -144,6 +155,22 @@ class Spool:
                 raise DataError(f"sample {index[i]} of {self._source} is not kept any more")
             for name, x in row.items():
                 out[name][i] = x
+
+    def _check(self, row: Row) -> None:
+        """Whether rows of this form can be kept, found again, and trained on."""
+        which = f"{self.next_one(row)} has"
+        for name, x in row.items():
+            if not _NAME.fullmatch(name):
+                raise DataError(
+                    f"{which} a field {name[:120]!r}; give names of up to 100 letters, digits, _, "
+                    "- and ., not first a point"
+                )
+            if x.dtype.kind not in "biuf":
+                raise DataError(f"{which} {x.dtype} in {name}; give numbers, or leave it out")
+            if not x.size:
+                raise DataError(f"{which} nothing in {name}; give at least one number")
+        if all(name.startswith("_") for name in row):
+            raise DataError(f"{which} no field; give one at least, such as x")
 
     def _begin(self, form: dict[str, Any]) -> None:
         self._fields = form

@@ -25,6 +25,8 @@ class Arrivals:
       pace: samples a second; None for as fast as they are taken.
       seconds: take what has arrived every so many seconds; nothing arrived, nothing triggered.
       recorded: where the first triggers ended in an earlier life; these come again, at once.
+      size: gives how many new samples trigger the step at a position, where it is not always
+        `trigger`.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class Arrivals:
         *,
         seconds: float | None = None,
         recorded: Sequence[int] = (),
+        size: Callable[[int], int] | None = None,
     ):
         self.start, self.stop = start, stop
         self._trigger, self._pace, self._seconds = trigger, pace, seconds
+        self._size = size or (lambda position: trigger)
         self._recorded = [end for end in recorded if start < end <= stop][::-1]
         self._begun, self._next = time.monotonic(), start
         self._fired, self._offset = self._begun, start
@@ -66,19 +70,20 @@ class Arrivals:
             return True
         if self._seconds is not None:
             return self._next < self.stop and self._arrived() - self._next >= self._trigger
-        stop = min(self._next + self._trigger, self.stop)
-        return self._next < self.stop and self._wait(stop) <= 0
+        return self._next < self.stop and self._wait(self._full()) <= 0
 
     def _restart(self) -> None:
         self._begun, self._offset, self._fired = time.monotonic(), self._next, time.monotonic()
 
+    def _full(self) -> int:
+        return min(self._next + self._size(self._next), self.stop)
+
     def _due(self) -> int:
-        full = min(self._next + self._trigger, self.stop)
+        full = self._full()
         return full if self._seconds is None else min(full, max(self._arrived(), self._next + 1))
 
     def _sleep_until_due(self) -> None:
-        full = min(self._next + self._trigger, self.stop)
-        wait = max(0.0, self._wait(full))
+        wait = max(0.0, self._wait(self._full()))
         if self._seconds is not None:
             wait = min(wait, max(0.0, self._fired + self._seconds - time.monotonic()))
             wait = max(wait, self._wait(self._next + 1))
@@ -104,6 +109,7 @@ class LiveArrivals:
     Args:
       data: the stream.
       stop: gives where the run ends, as far as that is known.
+      delay: samples that come between a sample and its label, behind which it may trigger.
     """
 
     def __init__(
@@ -113,10 +119,14 @@ class LiveArrivals:
         trigger: int,
         stop: Callable[[], int],
         *,
+        delay: int = 0,
         seconds: float | None = None,
         recorded: Sequence[int] = (),
+        size: Callable[[int], int] | None = None,
     ):
-        self._data, self._trigger, self._stop, self._seconds = data, trigger, stop, seconds
+        self._data, self._stop, self._seconds = data, stop, seconds
+        self._size = size or (lambda position: trigger)
+        self._delay = delay
         self._recorded = [end for end in recorded if start < end][::-1]
         self._next, self._fired = start, time.monotonic()
 
@@ -125,25 +135,36 @@ class LiveArrivals:
             start, self._next = self._next, self._due()
             if self._next <= start:
                 return
-            stamps = self._data.arrived_at(start), self._data.arrived_at(self._next - 1)
-            yield Trigger(start, self._next, *stamps)
+            yield Trigger(start, self._next, self._stamp(start), self._stamp(self._next - 1))
 
     def next_is_here(self) -> bool:
         """Whether the next trigger is full already, so that there is no time to lose."""
-        full = min(self._next + self._trigger, self._stop())
-        return bool(self._recorded) or self._next < full <= len(self._data)
+        full = min(self._next + self._size(self._next), self._stop())
+        here = min(full + self._delay, self._stop()) <= len(self._data)
+        return bool(self._recorded) or (self._next < full and here)
+
+    def _labelled(self, stop: int, seconds: float | None = None) -> int:
+        """Waits for the labels of the samples before `stop`; how many have come.
+
+        No more samples come behind the end: then all have their labels.
+        """
+        here = self._data.wait(min(stop + self._delay, self._stop()), seconds)
+        return here if here >= self._stop() else here - self._delay
+
+    def _stamp(self, place: int) -> float:
+        return self._data.arrived_at(min(place + self._delay, len(self._data) - 1))
 
     def _due(self) -> int:
         if self._recorded:
             end = self._recorded.pop()
-            self._data.wait(end)
+            self._labelled(end)
             return end
-        full = min(self._next + self._trigger, self._stop())
+        full = min(self._next + self._size(self._next), self._stop())
         wait = None
         if self._seconds is not None:
             wait = max(0.0, self._fired + self._seconds - time.monotonic())
-        here = self._data.wait(full, wait)
+        here = self._labelled(full, wait)
         if here <= self._next:
-            here = self._data.wait(min(self._next + 1, full))
+            here = self._labelled(min(self._next + 1, full))
         self._fired = time.monotonic()
         return min(here, full)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdl_jax.data.files import load_files
-from cdl_jax.data.samples import facts, inputs_of, narrow
+from cdl_jax.data.samples import array_data, check_finite, facts, inputs_of, narrow
 from cdl_jax.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -94,14 +94,59 @@ def test_what_cannot_be_read_is_said(tmp_path):
     refused(f"parquet:{tmp_path}/a.parquet", "'x' has 1 empty values")
     pq.write_table(pa.table({"x": ["a", "b"]}), tmp_path / "a.parquet")
     refused(f"parquet:{tmp_path}/a.parquet", "'x' holds string")
+    pq.write_table(pa.table({"x": [[1, None], [2, 3]]}), tmp_path / "a.parquet")
+    refused(f"parquet:{tmp_path}/a.parquet", "'x' has 1 empty values in its lists; fill them in")
+    pq.write_table(pa.table({"x": [[[1.0], None], [[1.0], [2.0]]]}), tmp_path / "a.parquet")
+    refused(f"parquet:{tmp_path}/a.parquet", "'x' has 1 empty values in its lists; fill them in")
     (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
     refused(f"parquet:{tmp_path}/a.parquet", "cannot read parquet")
+    for state in ("[]", "{}", "no JSON"):
+        (tmp_path / "train" / "state.json").write_text(state)
+        refused(f"hf:{tmp_path}/train", "state.json is not as save_to_disk writes it")
+
+
+def _damaged(content, how):
+    middle = len(content) // 2
+    if how == "flipped":
+        return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+    return {"cut": content[:middle], "empty": b"", "other": b"no numbers at all"}[how]
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "flipped", "other"])
+def test_a_damaged_numpy_file_is_said_in_one_sentence(tmp_path, how):
+    np.savez(tmp_path / "d.npz", x=X, label=LABEL)
+    (tmp_path / "d.npz").write_bytes(_damaged((tmp_path / "d.npz").read_bytes(), how))
+    with pytest.raises(DataError, match=r"^cannot read numpy:.*d.npz: ") as refused:
+        load_files(f"numpy:{tmp_path}/d.npz")
+    assert "pickle" not in str(refused.value)
+    (tmp_path / "x.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot read numpy"):
+        load_files(f"numpy:{tmp_path}")
+
+
+def test_a_single_value_among_the_fields_is_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", x=X, label=LABEL, rate=np.float32(3))
+    with pytest.raises(DataError, match="single values in rate; give a value for each sample"):
+        load_files(f"numpy:{tmp_path}/d.npz")
+
+
+def test_a_sample_that_is_not_finite_is_named(monkeypatch):
+    monkeypatch.setattr("cdl_jax.data.samples._LOOK", 4 * X.itemsize * 3)  # four rows at a time
+    check_finite(array_data("d", {"x": X, "label": LABEL}))
+    for odd in (np.nan, np.inf, -np.inf):
+        x = X.copy()
+        x[9, 1] = x[5, 2] = odd
+        with pytest.raises(DataError, match="sample 5 of d has a NaN or an infinity in x; fill"):
+            check_finite(array_data("d", {"x": x, "label": LABEL}))
 
 
 def test_numbers_are_narrowed_or_refused():
     assert narrow(np.ones(2, bool)).dtype == np.uint8
-    with pytest.raises(DataError, match="do not fit int32"):
-        narrow(np.array([1 << 40]))
+    with pytest.raises(DataError, match="from 5 to 1099511627776 do not fit int32"):
+        narrow(np.array([5, 1 << 40]))
+    swapped = narrow(np.array([1.5, 2], ">f4"))
+    assert swapped.dtype.isnative
+    assert swapped.tolist() == [1.5, 2]
 
 
 def test_facts_tell_data_apart(tmp_path):

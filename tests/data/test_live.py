@@ -1,14 +1,15 @@
 import contextlib
 import itertools
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from cdl_jax.data.live import END, LiveData
+from cdl_jax.data.live import END, LiveData, imported
 from cdl_jax.data.spool import Spool
-from cdl_jax.errors import DataError
+from cdl_jax.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -104,12 +105,13 @@ def test_a_stream_goes_on_where_it_was_and_ends(tmp_path):
     assert data.wait(100) == data.stop == len(data) == 20
     assert held == [(0, None), (9, 8 % 3)]  # the one in hand at the end was kept, too
     assert data.labels[17:20].tolist() == [2, 0, 1]
-    data.classes = 2
-    with pytest.raises(DataError, match="labels from 0 to 2, the initial training saw 2 classes"):
-        data.labels[:20]
-    with pytest.raises(DataError, match="ended after 20 samples, but .* takes 21"):
-        data.first(21)
     data.close()
+    with pytest.raises(DataError, match="ended after 20 samples, but .* takes 21"):
+        live(tmp_path, source, initial=21).first()
+    fewer = live(tmp_path, source, classes=2)  # as only a changed --classes does it
+    assert fewer.wait(20) == 20
+    with pytest.raises(DataError, match=r"labels from 0 to 2, but the run's are 0 to 1; give more"):
+        fewer.labels[:20]
 
 
 def test_a_sample_says_when_it_came(tmp_path):
@@ -161,3 +163,106 @@ def test_a_stream_that_stalls_or_fails(tmp_path):
 
     with pytest.raises(DataError, match="sample 1 of s has"):
         live(tmp_path / "d", odd).wait(2)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/x", ".hidden", "a/b", "", "a" * 101, "x\n"])
+def test_names_that_are_no_plain_file_names_are_refused_before_anything_is_written(tmp_path, name):
+    spool = Spool(tmp_path / "run" / "samples", "s")
+    with pytest.raises(DataError, match="sample 0 of s has a field .*; give names of up to 100"):
+        spool.append({"x": [1.0], name: 1})
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    spool.append({"x": [1.0], "A_b-1." + "c" * 94: 1})
+    assert spool.stop == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"x": [1.0], "who": "bob"}, "<U3 in who; give numbers"),
+        ({"x": [None, 1]}, "object in x"),
+        ({"x": 1j}, "complex128 in x"),
+        ({"x": [1.0], "y": []}, "nothing in y"),
+        ({}, "no field; give one at least"),
+        ({"_id": [1]}, "no field"),
+    ],
+)
+def test_rows_that_no_later_life_could_read_are_refused(tmp_path, row, words):
+    spool = Spool(tmp_path, "s")
+    with pytest.raises(DataError, match=words):
+        spool.append(row)
+    assert not list(tmp_path.iterdir())
+    spool.append(sample(0))
+    spool.close()
+    assert Spool(tmp_path, "s").stop == 1
+
+
+def test_the_other_byte_order_is_read_back_as_it_was(tmp_path):
+    spool = Spool(tmp_path, "s")
+    spool.append({"x": np.array([1.5, -2], ">f4"), "n": np.array(7, ">i8")})
+    spool.close()
+    row = Spool(tmp_path, "s").batch([0])
+    assert (row["x"].tolist(), row["n"].tolist()) == ([[1.5, -2]], [7])
+
+
+def _refusing(tmp_path, rows, **options):
+    """The sentence with which a row is refused; those before it are kept."""
+    data = live(tmp_path, lambda held, last: iter(rows[held:]), **options)
+    with pytest.raises(DataError) as refused:
+        data.wait(len(rows))
+    data.close()
+    return str(refused.value), len(data)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_label_out_of_range_is_refused_before_it_is_kept(tmp_path, classes):
+    rows = [*map(sample, range(12)), {"x": np.zeros(3, np.float32), "label": 3}, sample(0)]
+    options = {"initial": 6, "classes": classes}
+    words, kept = _refusing(tmp_path, rows, **options)
+    assert "sample 12 of s has label 3, but the run's are 0 to 2; it is not kept" in words
+    assert kept == 12
+    rows[12] = {"x": np.zeros(3, np.float32), "label": -1}  # another life, no better
+    assert "has label -1" in _refusing(tmp_path, rows, **options)[0]
+    rows[12] = sample(12)  # the mend that the sentence names
+    data = live(tmp_path, lambda held, last: iter(rows[held:]), **options)
+    data.first()
+    assert data.wait(14) == 14
+    assert data.classes == 3
+    assert data.labels[12:14].tolist() == [0, 0]
+
+
+def test_a_sample_that_is_not_finite_is_refused_before_it_is_kept(tmp_path):
+    rows = [sample(0), {"x": np.array([0, np.nan, 1], np.float32), "label": 0, "_id": b"7-1"}]
+    rows[1]["_id"] = rows[0]["_id"] = np.frombuffer(b"7-1  ", np.uint8)
+    words, kept = _refusing(tmp_path / "a", rows, finite=True)
+    assert words.startswith("entry 7-1 of s has a NaN or an infinity in x; it is not kept")
+    assert kept == 1
+    assert live(tmp_path / "b", lambda held, last: iter(rows)).wait(2) == 2  # a model of one's own
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (lambda held, last: iter([(np.zeros(3), 0)]), "sample 0 of s is a tuple; give a dict"),
+        (lambda held, last: None, "s gave NoneType; give an iterator of samples"),
+    ],
+)
+def test_what_is_no_stream_of_dicts_is_said(tmp_path, source, words):
+    with pytest.raises(DataError, match=words):
+        live(tmp_path, source).wait(1)
+
+
+def test_a_function_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "own_source_of_a_test.py").write_text("def samples(held):\n    return 'found'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    assert imported("own_source_of_a_test:samples")(0) == "found"
+    with pytest.raises(ConfigError, match="cannot find own_source_of_a_test:others"):
+        imported("own_source_of_a_test:others")
+
+
+def test_the_files_are_closed_before_their_folder_goes(tmp_path):
+    gone = []
+    data = live(tmp_path, lambda held, last: iter([sample(0)]), on_close=lambda: gone.append(1))
+    assert data.wait(1) == 1
+    data.close()
+    assert gone == [1]
