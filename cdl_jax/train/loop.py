@@ -22,7 +22,7 @@ from cdl_jax.train.frozen import FrozenModel
 from cdl_jax.train.initial import Trained
 from cdl_jax.train.records import Bar, Records, Summary
 from cdl_jax.train.resume import Start, Writer
-from cdl_jax.train.scorecard import Scorecard, Scored
+from cdl_jax.train.scorecard import Scorecard, Scored, finite_losses
 from cdl_jax.train.scoring import scorer
 from cdl_jax.train.taker import Pending, Taker
 
@@ -61,7 +61,8 @@ class ContinuousTrainer:
         self._position = config.initial_samples
         ahead = self._taker.arriving_most if self._live else _FROZEN_AHEAD
         read, score = self._taker.feed.read, scorer(model)
-        self._scores = Scorecard(FrozenModel(start.initial, score, read, self._here, ahead))
+        frozen = FrozenModel(start.initial, score, read, self._here, ahead)
+        self._scores = Scorecard(frozen, config.window, config.fading_factor)
         self.summary.dense_bytes = sum(x.nbytes for x in jax.tree.leaves(start.initial))
         if start.progress is not None:
             self._restore(start)
@@ -140,12 +141,16 @@ class ContinuousTrainer:
         if isinstance(self._data, LiveData):
             return LiveArrivals(
                 self._position, self._data, self._taker.arriving_most, lambda: self._stop,
-                seconds=self._config.trigger_seconds, recorded=recorded,
+                delay=self._config.label_delay, seconds=self._config.trigger_seconds,
+                recorded=recorded, size=self._size,
             )  # fmt: skip
         return Arrivals(
             self._position, self._stop, self._taker.arriving_most, self._config.pace,
-            seconds=self._config.trigger_seconds, recorded=recorded,
+            seconds=self._config.trigger_seconds, recorded=recorded, size=self._size,
         )  # fmt: skip
+
+    def _size(self, position: int) -> int:
+        return self._watch.trigger(self._version + 1, position)
 
     def _together(
         self, triggers: Iterable[Trigger], arrivals: Arrivals | LiveArrivals
@@ -172,6 +177,8 @@ class ContinuousTrainer:
     def _meet(self, start: int, stop: int) -> None:
         """Scores the samples that arrive before the first label."""
         stop = min(stop, self._stop)
+        if start < stop and isinstance(self._data, LiveData):
+            stop = min(stop, self._data.wait(stop))
         if start < stop:
             self._scores.predicted(self._taker.score(self.state, start, stop), stop - start)
 
@@ -186,12 +193,14 @@ class ContinuousTrainer:
         version, samples = int(info.update.version), pending.trigger.stop - pending.trigger.start
         self._scores.predicted(scores, pending.arrived)
         scored = self._scores.labelled(samples)
+        losses = finite_losses(scored)
         record = {
             "version": version,
             "position": pending.trigger.stop,
             "samples": samples,
             "correct": sum(right for right, _, _ in scored),
-            "prequential_loss": sum(loss for _, loss, _ in scored) / samples,
+            "prequential_loss": sum(losses) / len(losses) if losses else None,
+            "nonfinite_losses": samples - len(losses),
             "loss": float(info.loss),
             "metrics": jax.tree.map(float, info.metrics),
             "skipped": bool(info.skipped),
@@ -209,6 +218,9 @@ class ContinuousTrainer:
             self.delivery.publisher.tell(vars(self.summary))
         if self.delivery.checkpoint_due(version):
             self.keep()
+        every = self._config.checkpoint_every
+        if self._writer is None and every and version % every == 0:
+            self._forget()
         bar.show(self.summary, samples)
 
     def _check_skipped(self, record: dict[str, Any]) -> None:
@@ -228,6 +240,7 @@ class ContinuousTrainer:
         summary.versions = record["version"]
         summary.bytes_sent += record.get("bytes", 0)
         summary.full_digests += "full_digest" in record
+        summary.nonfinite_losses += record["nonfinite_losses"]
 
     def _whole_tree_due(self, version: int, trigger: Trigger) -> bool:
         return self.delivery.whole_tree_due(version) or trigger.stop == self._stop
