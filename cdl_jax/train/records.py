@@ -1,12 +1,9 @@
 """What a run writes down and shows: JSON lines, a summary, a progress bar."""
 
+import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import pathlib
-import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,9 +11,9 @@ from typing import Any
 import rich.progress
 
 from cdl_jax.errors import CheckpointError, ConfigError
-from cdl_jax.train.tracking import Tracker, numbers, tracker
-
-_PACKAGES = ("cdl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+from cdl_jax.train import plain_json
+from cdl_jax.train.provenance import made_by
+from cdl_jax.train.tracking import Place, Trackers
 
 
 class Records:
@@ -24,7 +21,8 @@ class Records:
 
     metrics.jsonl has a line per version; triggers.txt a line "version stop" per step, written
     before the step is taken, where stop is the position behind its newest sample; summary.json
-    the outcome.
+    the outcome; about.json a list of the run's lives, begun by one command each. JSON as RFC 8259
+    has it: null for a number that is not finite.
     """
 
     def __init__(self, folder: str | None):
@@ -32,60 +30,81 @@ class Records:
         self._lines: Any = None
         self._stops: Any = None
         self._recorded: dict[int, int] = {}
-        self._trackers: list[Tracker] = []
+        self._trackers = None if self.folder is None else Trackers(self.folder)
+        self._version = self._newest = 0  # where this life goes on, and where the last one ended
 
     def about(self, facts: dict[str, Any]) -> None:
-        """Writes about.json: the facts, the versions of what made them, and the commit."""
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=pathlib.Path(__file__).parent,
-            capture_output=True, text=True, check=False,
-        ).stdout.strip() if shutil.which("git") else ""  # fmt: skip
-        versions = {d.name: d.version for d in importlib.metadata.distributions()}
-        made_by = {name: versions.get(name, "") for name in _PACKAGES}
-        about = {**facts, "versions": {"python": platform.python_version(), **made_by}}
-        self.text("about.json", json.dumps({**about, "commit": commit}, indent=1) + "\n")
+        """Adds this life to about.json: the facts, and what it was made by."""
+        if self.folder is not None:
+            life = {"version": self._version, **facts, **made_by()}
+            lives = [*_lives(self.folder / "about.json"), life]
+            self.text("about.json", json.dumps(lives, indent=1) + "\n")
 
     def track(self, names: Sequence[str], config: dict[str, Any]) -> None:
         """Sends the numbers of every version from now on to these trackers, too."""
-        if self.folder is not None:
-            self._trackers += [tracker(name, self.folder, config) for name in names]
+        if self.folder is not None and self._trackers is not None:
+            place = Place(self.folder, config, version=self._version)
+            self._trackers.begin(names, place, self._newest)
 
-    def begin(self) -> None:
-        """Starts both files anew."""
-        if self.folder is not None:
+    def begin(self, *, again: bool = False) -> None:
+        """Starts all of it anew.
+
+        Args:
+          again: for a log that has versions already: the triggers stay, for its versions to be
+            made again from the same samples.
+        """
+        if self.folder is not None and self._trackers is not None:
+            self._trackers.forget()
+            (self.folder / "about.json").unlink(missing_ok=True)
             self._lines = _open(self.folder / "metrics.jsonl", "w")
-            self._stops = _open(self.folder / "triggers.txt", "w")
+            self._stops = _open(self.folder / "triggers.txt", "a" if again else "w")
+            self._recorded = _triggers_behind(self.folder / "triggers.txt", 0, self._stops)
 
     def resume(self, version: int, metrics_bytes: int) -> None:
         """Goes on behind `version`: cuts the metrics there, keeps the triggers that come.
 
         Raises:
-          CheckpointError: when the metrics are shorter than they were at that version.
+          CheckpointError: when the metrics are shorter than they were at that version, or a file
+            was damaged.
         """
         if self.folder is None:
             return
+        self._check_length(version, metrics_bytes)
         self._stops = _open(self.folder / "triggers.txt", "a")
         self._recorded = _triggers_behind(self.folder / "triggers.txt", version, self._stops)
         self._lines = _open(self.folder / "metrics.jsonl", "a")
-        if self._lines.tell() < metrics_bytes:
-            raise CheckpointError(
-                f"{self.folder}/metrics.jsonl has {self._lines.tell()} bytes, at version {version} "
-                f"it had {metrics_bytes}: it was changed; give a new --run folder"
-            )
+        self._version = version
+        self._newest = _newest_behind(self.folder / "metrics.jsonl", metrics_bytes, version)
         self._lines.truncate(metrics_bytes)
 
     def line(self, record: dict[str, Any]) -> None:
         """Appends one record, and tells the trackers its numbers."""
         if self._lines is not None:
-            self._lines.write(json.dumps(record) + "\n")
-        for writer in self._trackers:
-            writer.log(record["version"], numbers(record))
+            self._lines.write(plain_json.line(record) + "\n")
+        if self._trackers is not None:
+            self._trackers.log(record)
 
-    def lines(self, metrics_bytes: int) -> Iterator[dict[str, Any]]:
-        """The records in the first so many bytes of the metrics."""
+    def lines(self, version: int, metrics_bytes: int) -> Iterator[bytes]:
+        """The metrics up to `version`, line by line: there may be many.
+
+        Raises:
+          CheckpointError: when they are shorter than they were at that version.
+        """
         if self.folder is not None:
+            self._check_length(version, metrics_bytes)
             with (self.folder / "metrics.jsonl").open("rb") as file:
-                yield from map(json.loads, file.read(metrics_bytes).splitlines())
+                while metrics_bytes > 0 and (line := file.readline(metrics_bytes)):
+                    metrics_bytes -= len(line)
+                    yield line
+
+    def _check_length(self, version: int, metrics_bytes: int) -> None:
+        path = pathlib.Path(str(self.folder), "metrics.jsonl")
+        size = path.stat().st_size if path.exists() else 0
+        if size < metrics_bytes:
+            raise CheckpointError(
+                f"{path} has {size} bytes, at version {version} it had {metrics_bytes}: it was "
+                "changed; give a new --run folder"
+            )
 
     def position(self) -> int:
         """Bytes of metrics written so far."""
@@ -104,13 +123,16 @@ class Records:
         return out
 
     def text(self, name: str, content: str) -> None:
-        """Writes a small file."""
+        """Writes a small file, whole or not at all."""
         if self.folder is not None:
-            (self.folder / name).write_text(content)
+            draft = self.folder / f".{name}.part"
+            with _open(draft, "w") as file:
+                file.write(content)
+            draft.rename(self.folder / name)
 
     def close(self) -> None:
         """Closes the files and the trackers."""
-        for file in (self._lines, self._stops, *self._trackers):
+        for file in (self._lines, self._stops, self._trackers):
             if file is not None:
                 file.close()
 
@@ -131,13 +153,14 @@ class Summary:
     digest: str = ""  # full, of the last version
     full_digests: int = 0  # recomputed over all entries and found equal to the running one
     skipped: int = 0
+    nonfinite_losses: int = 0  # of samples; left out of the loss
     drifts: int = 0  # found
     seconds: float = 0.0  # of the continuous part
     interrupted: bool = False
 
     def to_json(self) -> str:
         """JSON, one field a line."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        return json.dumps(plain_json.finite(dataclasses.asdict(self)), indent=1) + "\n"
 
 
 class Bar:
@@ -178,6 +201,27 @@ def _stderr() -> Any:
     return rich.console.Console(stderr=True)
 
 
+def _newest_behind(path: pathlib.Path, metrics_bytes: int, version: int) -> int:
+    """The version of the last line behind so many bytes; `version` where there is none."""
+    with path.open("rb") as file:
+        file.seek(metrics_bytes)
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill cut it short
+            return int(json.loads(line)["version"])
+    return version
+
+
+def _lives(path: pathlib.Path) -> list[Any]:
+    try:
+        lives = json.loads(path.read_text()) if path.exists() else []
+    except ValueError:
+        lives = None
+    if not isinstance(lives, list):
+        raise CheckpointError(f"{path} is no list of the run's lives: it was changed; remove it")
+    return lives
+
+
 def _make(folder: pathlib.Path) -> pathlib.Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +239,13 @@ def _open(path: pathlib.Path, mode: str) -> Any:
 
 def _triggers_behind(path: pathlib.Path, version: int, file: Any) -> dict[int, int]:
     """Triggers of the versions behind `version`; cuts off a last line that a kill cut short."""
-    whole = path.read_text().rpartition("\n")[0]
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    try:
+        pairs = [(int(v), int(stop)) for v, stop in map(bytes.split, whole.splitlines())]
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} has a line that is not VERSION STOP ({error}): it was changed; give a new "
+            "--run folder"
+        ) from error
     file.truncate(len(whole) + 1 if whole else 0)
-    pairs = (map(int, line.split()) for line in whole.splitlines())
     return {v: stop for v, stop in pairs if v > version}
