@@ -1,5 +1,6 @@
 """Whether a run's settings can be, each and together; `TrainConfig.checked` calls it."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from cdl_jax.data import POLICIES
@@ -10,11 +11,13 @@ from cdl_jax.train.tracking import TRACKERS
 if TYPE_CHECKING:
     from cdl_jax.train.config import TrainConfig
 
-REACTIONS = ("share", "density", "window", "reset")
+_PLACE = re.compile(r"[^\s:/]+:\d{1,5}|\[[\da-fA-F:.]+\]:\d{1,5}")
+REACTIONS = ("share", "density", "window", "trigger", "reset")
 _THRESHOLDS = {"adwin": 1.0, "page_hinkley": float("inf"), "accuracy": 1.0}  # below these, above 0
 _COUNTS = (
     "initial_samples", "batch_size", "trigger", "scan", "snapshot_every", "max_skipped",
-    "history_size", "keep_checkpoints", "drift_samples", "drift_window", "window",
+    "history_size", "keep_checkpoints", "drift_samples", "drift_trigger",
+    "drift_window", "window",
 )  # fmt: skip
 _FROM_ZERO = ("epochs", "seed", "digest_every", "checkpoint_every", "label_delay", "devices")
 
@@ -134,6 +137,11 @@ def _check_drift(config: "TrainConfig") -> None:
     idle = {
         "frozen takes no steps": (config.strategy == "frozen", REACTIONS),
         "online trains on what arrived": (config.strategy == "online", ("share", "window")),
+        "online would take smaller batches": (config.strategy == "online", ("trigger",)),
+        "the clock triggers": (config.trigger_seconds is not None, ("trigger",)),
+        f"{config.trigger} new samples trigger a step already": (
+            config.drift_trigger >= config.trigger, ("trigger",),
+        ),
         f"{config.strategy} sends dense updates": (config.strategy != "sparse", ("density",)),
         "quantize sends every entry": (config.compressor == "quantize", ("density",)),
         "it is the density already": (config.drift_density == config.density, ("density",)),
@@ -145,7 +153,7 @@ def _check_drift(config: "TrainConfig") -> None:
     for why, (so, answers) in idle.items():
         for name in config.reactions():
             if so and name in answers:
-                raise ConfigError(f"on_drift {name} would change nothing: {why}; leave it out")
+                raise ConfigError(f"on_drift {name} is of no use: {why}; leave it out")
 
 
 def _check_live(config: "TrainConfig") -> None:
@@ -174,6 +182,16 @@ def _check_processes(config: "TrainConfig") -> None:
         raise ConfigError(
             f"processes is {config.processes}, coordinator is {config.coordinator}; several "
             "processes need --coordinator HOST:PORT, a single one none"
+        )
+    if config.coordinator is not None and not _PLACE.fullmatch(config.coordinator):
+        raise ConfigError(
+            f"coordinator is {config.coordinator!r}; give HOST:PORT of process 0, such as "
+            "10.0.0.1:8476"
+        )
+    if config.devices != 1 and config.strategy == "online" and config.trigger_seconds is not None:
+        raise ConfigError(
+            "strategy online with trigger_seconds takes batches of any size, which devices cannot "
+            "share out; give --trigger, or --devices 1"
         )
     if (config.processes > 1 or config.devices != 1) and config.strategy in ("full", "frozen"):
         raise ConfigError(f"strategy {config.strategy} runs on one device of one process")

@@ -105,7 +105,7 @@ class TrainConfig:
     and trained on, once the label is here."""
     on_drift: str = ""
     """What a drift is answered with, joined by +: share and window (recent samples more), density
-    (larger updates), reset (of the optimizer). Empty: nothing."""
+    (larger updates), trigger (more steps), reset (of the optimizer). Empty: nothing."""
     detector: Literal["adwin", "page_hinkley", "accuracy"] = "adwin"
     """Of drift: River's ADWIN or Page-Hinkley on the prequential loss, or a fall of accuracy."""
     drift_threshold: float | None = None
@@ -116,6 +116,8 @@ class TrainConfig:
     """Least share of the most recent samples meanwhile."""
     drift_density: float = 0.1
     """Density meanwhile; a step compiled for it."""
+    drift_trigger: int = 2
+    """New samples that trigger a step meanwhile."""
     drift_window: int = 1000
     """Samples back that the history reaches meanwhile."""
     learning_rate: float = 1e-3

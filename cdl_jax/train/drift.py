@@ -112,6 +112,7 @@ class Watch:
     def __init__(self, config: TrainConfig):
         self.found: list[Finding] = []
         self._config = config
+        self._waiting: list[dict[str, Any]] = []
         self._detector = None
         if config.on_drift:
             self._detector = detector(config.detector, config.drift_threshold)
@@ -120,10 +121,7 @@ class Watch:
         """Takes a line of the metrics; whether a drift is found in it."""
         if self._detector is None:
             return False
-        value = record["correct"] / record["samples"]
-        if self._config.detector != "accuracy":
-            value = record["prequential_loss"]
-        # None where no loss was finite; a NaN would blind the detector from then on.
+        value = self._value(record)
         if value is None or not self._detector.update(value):
             return False
         until = record["position"] + self._config.drift_samples
@@ -137,11 +135,33 @@ class Watch:
         known = self._known(version)
         return known is not None and position < known.until
 
+    def trigger(self, version: int, position: int) -> int:
+        """New samples that trigger the step that makes `version` from those at `position` on."""
+        sooner = self.answers("trigger", version, position)
+        return self._config.drift_trigger if sooner else self._config.trigger
+
     def resets(self, version: int) -> bool:
         """Whether the optimizer is reset before the step that makes `version`."""
         known = self._known(version)
         first = known is not None and version == known.version + LAG
         return first and "reset" in self._config.reactions()
+
+    def _value(self, record: dict[str, Any]) -> float | None:
+        """What the detector is told of this line and those before it that it was not told of.
+
+        Always of a whole trigger's samples: means over fewer, as an answer makes them, would vary
+        more, and look like the next drift. None until there are so many, and where no loss was
+        finite; a NaN would blind the detector from then on.
+        """
+        self._waiting.append(record)
+        samples = sum(x["samples"] for x in self._waiting)
+        if samples < self._config.trigger and "trigger" in self._config.reactions():
+            return None
+        lines, self._waiting = self._waiting, []
+        if self._config.detector == "accuracy":
+            return sum(x["correct"] for x in lines) / samples
+        losses = [x["prequential_loss"] for x in lines if x["prequential_loss"] is not None]
+        return sum(losses) / len(losses) if losses else None
 
     def _known(self, version: int) -> Finding | None:
         """The newest drift that `version` may depend on; none before it is answered for longer."""

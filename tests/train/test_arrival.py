@@ -41,6 +41,16 @@ def test_recorded_triggers_come_again_at_once_and_then_the_others():
     assert time.monotonic() - begin >= 0.1  # the pace begins after the recorded ones
 
 
+def test_a_trigger_may_be_of_another_size_at_some_positions():
+    arrivals = Arrivals(0, 31, 8, pace=200.0, recorded=[8], size=lambda at: 2 if at < 14 else 8)
+    spans = [(t.start, t.stop) for t in arrivals]
+    assert spans == [(0, 8), (8, 10), (10, 12), (12, 14), (14, 22), (22, 30), (30, 31)]
+    late = Arrivals(0, 16, 8, pace=20.0, size=lambda at: 1)
+    begin = time.monotonic()
+    next(iter(late))
+    assert time.monotonic() - begin < 0.3  # a sample's time, not eight
+
+
 def test_a_time_trigger_takes_what_has_arrived_up_to_a_batch():
     spans = [(t.start, t.stop) for t in Arrivals(0, 60, 16, pace=200.0, seconds=0.05)]
     assert [a for a, _ in spans[1:]] == [b for _, b in spans[:-1]]

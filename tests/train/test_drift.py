@@ -1,4 +1,5 @@
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -106,8 +107,10 @@ def test_a_step_depends_on_no_version_but_those_two_before_it(monkeypatch):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_overlapping_drifts_make_one_log_however_the_run_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(drift, "detector", lambda name, threshold: Finds(3, 6))
-    settings = {"on_drift": "density+reset", "drift_samples": 40, "initial": str(tmp_path)}
+    monkeypatch.setattr(drift, "detector", lambda name, threshold: Finds(3, 5))
+    settings = {
+        "on_drift": "density+reset+trigger", "drift_samples": 24, "initial": str(tmp_path),
+    }  # fmt: skip
 
     def blobs(name, *, crash=None, **changes):
         path = tmp_path / name
@@ -120,11 +123,12 @@ def test_overlapping_drifts_make_one_log_however_the_run_is_timed(tmp_path, monk
 
     plain = blobs("plain")
     rows = small.metrics(tmp_path / "plain")
-    assert [row["version"] for row in rows if row.get("drift")] == [3, 6]
+    assert [row["version"] for row in rows if row.get("drift")] == [3, 8]
+    assert [row["samples"] for row in rows] == [8] * 4 + [2] * 16 + [8] * 3
     dense = [row["version"] for row in rows if row["entries"] > 2 * rows[0]["entries"]]
-    assert dense == [5, 6, 7, 8, 9, 10, 11]
+    assert dense == list(range(5, 21))
     assert blobs("digests", digest_every=1) == plain
-    assert blobs("paced", crash=7, pace=200.0, checkpoint_every=5) == plain
+    assert blobs("paced", crash=9, pace=200.0, checkpoint_every=5) == plain
 
 
 def test_nothing_is_watched_unless_asked():
@@ -165,16 +169,38 @@ def test_a_threshold_at_which_nothing_is_found_is_refused(detector, threshold, r
 
 @pytest.mark.parametrize(
     ("settings", "why"),
-    [({"strategy": "online", "on_drift": "share"}, "share would .* online trains on what arrived"),
-     ({"strategy": "online", "on_drift": "reset+window"}, "window would change nothing: online"),
-     ({"strategy": "frozen", "on_drift": "reset"}, "reset would .* frozen takes no steps"),
+    [({"strategy": "online", "on_drift": "share"}, "share is of no use: online trains on what"),
+     ({"strategy": "online", "on_drift": "reset+window"}, "window is of no use: online"),
+     ({"strategy": "frozen", "on_drift": "reset"}, "reset is of no use: frozen takes no steps"),
      ({"strategy": "proactive", "on_drift": "density"}, "proactive sends dense updates"),
      ({"compressor": "quantize", "on_drift": "share+density"}, "quantize sends every entry"),
      ({"density": 0.1, "on_drift": "density"}, "it is the density already"),
      ({"include_new": False, "on_drift": "share"}, "include_new is off"),
+     ({"strategy": "online", "on_drift": "trigger"}, "online would take smaller batches"),
+     ({"trigger_seconds": 1.0, "on_drift": "trigger"}, "trigger is of no use: the clock triggers"),
+     ({"drift_trigger": 8, "on_drift": "trigger"}, "8 new samples trigger a step already"),
      ({"new_share": 0.5, "on_drift": "share"}, "64 samples of a batch are new already")],
 )  # fmt: skip
 def test_an_answer_that_would_change_no_step_is_refused(settings, why):
     with pytest.raises(ConfigError, match=why):
         TrainConfig(**settings).checked()
     TrainConfig(**settings | {"on_drift": ""}).checked()
+
+
+def test_an_answer_cuts_the_triggers_smaller_and_the_detector_still_sees_as_many_samples(
+    monkeypatch,
+):
+    told = []
+    finds = types.SimpleNamespace(update=lambda value: bool(told.append(value)) or len(told) == 2)
+    monkeypatch.setattr(drift, "detector", lambda name, threshold: finds)
+    settings = {"trigger": 8, "drift_samples": 24, "detector": "accuracy"}
+    watch, position, sizes = Watch(TrainConfig(on_drift="trigger", **settings)), 100, []
+    for version in range(1, 16):
+        sizes.append(watch.trigger(version, position))
+        position += sizes[-1]
+        line = {"version": version, "position": position, "samples": sizes[-1],
+                "correct": 1 if version % 2 else 0, "prequential_loss": None}  # fmt: skip
+        watch.update(line)
+    assert sizes == [8] * 3 + [2] * 8 + [8] * 4
+    assert told == [1 / 8, 0, 1 / 8, 2 / 8, 2 / 8, 0, 1 / 8, 0, 1 / 8]
+    assert Watch(TrainConfig(on_drift="reset", **settings)).trigger(9, 100) == 8
