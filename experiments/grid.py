@@ -2,35 +2,36 @@
 
 A finished cell is a file under experiments/results/ and is not run again; one that was stopped goes
 on from its newest checkpoint in runs/, on another machine too if that folder is there. Several of
-these processes may run at once: each takes cells that no other one has.
+these processes may run at once: each takes cells that no other one has. Runs that start from the
+weights of a file have folders of their own, named by its digest. Updates are signed.
 
     python -m experiments.grid --dataset mnist --profile full
 """
 
 import dataclasses
 import fcntl
-import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
 import tyro
 
 from cdl_jax.errors import CdlError
-from cdl_jax.models.torchvision import content_digest
 from cdl_jax.train import TrainConfig, run
-from cdl_jax.train.job import program
+from cdl_jax.wire import signing
 from experiments import drift_cells
-from experiments.cells import MODELS, PROFILES, Cell, cells, settings
-from experiments.runs import conditions
+from experiments.cells import MODELS, PROFILES, Cell, cells
+from experiments.grid_files import Task, Weights, begin, keep, note_program
 
-RESULTS = pathlib.Path("experiments/results")
 RUNS = pathlib.Path("runs/grid")
-POINTS = 50  # of a curve
 SCANNED = ("sparse", "proactive")  # strategies that an accelerator takes many triggers of at once
+# Versions between checkpoints: minutes of a step on a CPU. A full retraining is one version.
+CHECKPOINTS = {"lenet5": 500, "resnet18": 100, "mobilenet_v2": 100, "resnet50": 50}
+FEWEST = 25
 Profile = Literal["full", "quick", "drift"]
 
 
@@ -45,7 +46,8 @@ class Options:
     models: tuple[str, ...] = ()
     """Of the data set's models, these alone."""
     only: tuple[str, ...] = ()
-    """Cells whose names begin with one of these alone."""
+    """Cells of these names alone, quick's or not; what is no cell's whole name stands for all
+    cells that begin with it."""
     seeds: int | None = None
     """Seeds 0, 1, ... of each cell. None: the cell's own number; 1 in the quick profile."""
     init_weights: str | None = None
@@ -56,35 +58,16 @@ class Options:
     """Folder of what is under way."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A cell with all that names its run."""
-
-    dataset: str
-    profile: str
-    model: str
-    cell: Cell
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        return f"{self.model}-{self.cell.name}-s{self.seed}"
-
-    @property
-    def result(self) -> pathlib.Path:
-        """Where its outcome lies."""
-        return RESULTS / f"{self.dataset}-{self.profile}" / f"{self.name}.jsonl"
-
-
 def main(options: Options) -> int:
-    """Runs what is missing; 130 when interrupted, 1 when a cell cannot be run."""
-    if (options.dataset, options.profile) not in PROFILES:
-        known = ", ".join(p for d, p in PROFILES if d == options.dataset)
-        print(f"experiments: {options.dataset} has no profile {options.profile}; give one of "
-              f"{known}", file=sys.stderr)  # fmt: skip
+    """Runs what is missing; 130 when interrupted, 1 when a cell cannot be, 2 for wrong options."""
+    if wrong := _wrong(options):
+        print(f"experiments: {wrong}", file=sys.stderr)
         return 2
-    todo = [t for t in tasks(options) if options.limit or not t.result.exists()]
+    try:
+        todo = [t for t in tasks(options) if options.limit or not t.result.exists()]
+    except CdlError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 2
     for number, task in enumerate(todo):
         print(f"[{number + 1}/{len(todo)}] {task.dataset} {task.profile} {task.name}", flush=True)
         try:
@@ -101,119 +84,84 @@ def main(options: Options) -> int:
 
 
 def tasks(options: Options) -> Iterator[Task]:
-    """All that the options name, in the order that they run."""
+    """All that the options name, in the order that they run.
+
+    Raises:
+      ConfigError: when the initial weights cannot be read.
+    """
+    weights = Weights.of(options.init_weights)
     for model in options.models or _models(options):
-        known = drift_cells.cells() if options.profile == "drift" else cells(options.dataset)
-        chosen = [c for c in known if _wanted(c, options)]
+        chosen = [c for c in _known(options) if _wanted(c, options)]
         turns = [(c, seed) for c in chosen for seed in range(_seeds(c, model, options))]
         # What needs several seeds comes first, seed by seed: an unfinished grid shows the most.
         for cell, seed in sorted(turns, key=lambda t: (t[0].seeds == 1, t[1])):
-            yield Task(options.dataset, options.profile, model, cell, seed)
+            yield Task(options.dataset, options.profile, model, cell, seed, weights)
 
 
 def run_task(task: Task, options: Options) -> bool:
     """Runs a task to its end and keeps its result; False when it was interrupted."""
-    limit, runs = options.limit, pathlib.Path(options.log_to)
-    folder = runs / f"{task.dataset}-{task.profile}" / task.name
+    limit, begun = options.limit, time.monotonic()
+    group = pathlib.Path(options.log_to) / task.group
+    # A trial is none of the whole run's lives.
+    folder = (group.with_name(f"{group.name}-limit-{limit}") if limit else group) / task.name
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "cell.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # another process is at it
             return True
         if task.result.exists() and not limit:
             return True
-        made_by = _note_program(folder)
-        config = _config(task, folder, options)
+        commits = begin(task, folder)
+        programs = note_program(folder)
+        places = _places(task, folder, len(programs), limit)
+        initial = str(group / "initial")
+        config = TrainConfig(**{**task.settings, **places}, seed=task.seed, initial=initial)
         summary = run(config.checked())
         if summary.interrupted:
             return False
         if not limit:
-            keep(task, folder, summary, made_by, weights_of(options))
+            life = {"commits": commits, "wall_seconds": round(time.monotonic() - begun, 1)}
+            keep(task, folder, summary, programs, life)
         shutil.rmtree(folder)
     return True
 
 
-def weights_of(options: Options) -> str:
-    """Where the runs' initial weights come from."""
-    file = options.init_weights
-    if file is None:
-        return "random (Linen's initialisers), by the seed"
-    return f"{pathlib.Path(file).name}, {content_digest(file)}"
-
-
-def keep(task: Task, folder: pathlib.Path, summary: Any, made_by: list[Any], weights: str) -> None:
-    """Writes a task's result: what it was, its curve, its summary; a line each."""
-    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-    command = f"python -m experiments.grid --dataset {task.dataset} --profile {task.profile}"
-    chosen = settings(task.dataset, task.profile, task.model, task.cell)
-    header = {
-        "cell": task.cell.name, "model": task.model, "seed": task.seed, "profile": task.profile,
-        "settings": chosen,
-        "initial_weights": weights, "programs": made_by,
-        "commit": json.loads((folder / "about.json").read_text())["commit"],
-        **conditions(f"{command} --models {task.model} --only {task.cell.name}"),
-    }  # fmt: skip
-    out = dataclasses.asdict(summary)
-    if not task.cell.ships:
-        out["bytes_sent"] = out["versions"] * out["dense_bytes"]
-    if task.profile == "drift":
-        header["stream"] = drift_cells.stream(TrainConfig(**chosen, seed=task.seed), lines)
-    rows = [header, *curve(lines), {"summary": out}]
-    task.result.parent.mkdir(parents=True, exist_ok=True)
-    draft = task.result.with_suffix(".part")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    draft.rename(task.result)
-
-
-def curve(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Some points of a run's metrics; means are over the versions since the point before."""
-    step = max(1, len(lines) // POINTS)
-    out = []
-    for first in range(0, len(lines), step):
-        some = lines[first : first + step]
-        last, count = some[-1], sum(x["samples"] for x in some)
-        out.append({
-            "position": last["position"],
-            "version": last["version"],
-            "accuracy": round(last["accuracy"], 6),
-            "accuracy_here": round(sum(x["correct"] for x in some) / count, 6),
-            "frozen_accuracy": round(last["frozen_accuracy"], 6),
-            "entries": round(sum(x["entries"] for x in some) / len(some), 1),
-            "bytes": round(sum(x.get("bytes", 0) for x in some) / len(some), 1),
-        })  # fmt: skip
-    return out
-
-
-def _config(task: Task, folder: pathlib.Path, options: Options) -> TrainConfig:
-    chosen = settings(task.dataset, task.profile, task.model, task.cell)
+def _places(task: Task, folder: pathlib.Path, number: int, limit: int | None) -> dict[str, Any]:
+    """The settings that no bits of the outcome depend on, and the trial's length."""
+    strategy = task.cell.settings["strategy"]
     places: dict[str, Any] = {
-        "run": str(folder), "initial": str(folder.parent / "initial"), "new_lineage": True,
-        "init_weights": options.init_weights,
+        "run": str(folder), "new_lineage": True, "init_weights": task.weights.file,
+        "checkpoint_every": 1 if strategy == "full" else CHECKPOINTS.get(task.model, FEWEST),
     }  # fmt: skip
     if task.cell.ships:
+        key = folder / "key.pem"
+        if not key.exists():
+            signing().write_pair(str(key))
         # A log belongs to one program; an old version is of no use here.
-        places["log"] = str(folder / f"log-{_number(folder)}")
+        places |= {"log": str(folder / f"log-{number}"), "sign_key": str(key)}
         places |= {"keep_versions": 1000, "digest_every": 0, "snapshot_every": 1000}
-    if jax.default_backend() != "cpu" and task.cell.settings["strategy"] in SCANNED:
+    if jax.default_backend() != "cpu" and strategy in SCANNED:
         places["scan"] = 50
-    if options.limit:
-        places["limit"] = options.limit
-    return TrainConfig(**{**chosen, **places}, seed=task.seed)
+    if limit:
+        places["limit"] = limit
+    return places
 
 
-def _note_program(folder: pathlib.Path) -> list[Any]:
-    """The programs that took part in this run so far, this one included."""
-    file = folder / "programs.json"
-    known = json.loads(file.read_text()) if file.exists() else []
-    if not known or known[-1] != program():
-        known.append(program())
-        file.write_text(json.dumps(known))
-    return known
+def _wrong(options: Options) -> str:
+    """What the options name that is not there; empty when all is."""
+    if (options.dataset, options.profile) not in PROFILES:
+        known = ", ".join(p for d, p in PROFILES if d == options.dataset)
+        return f"{options.dataset} has no profile {options.profile}; give one of {known}"
+    names = [c.name for c in _known(options)]
+    for start in options.only:
+        if not any(name.startswith(start) for name in names):
+            return f"--only {start} is the beginning of no cell; the cells are {', '.join(names)}"
+    return ""
 
 
-def _number(folder: pathlib.Path) -> int:
-    return len(json.loads((folder / "programs.json").read_text()))
+def _known(options: Options) -> list[Cell]:
+    return drift_cells.cells() if options.profile == "drift" else cells(options.dataset)
 
 
 def _models(options: Options) -> tuple[str, ...]:
@@ -222,7 +170,11 @@ def _models(options: Options) -> tuple[str, ...]:
 
 
 def _wanted(cell: Cell, options: Options) -> bool:
-    named = not options.only or cell.name.startswith(options.only)
+    names = {c.name for c in _known(options)}
+    if cell.name in options.only:
+        return True
+    starts = tuple(x for x in options.only if x not in names)
+    named = cell.name.startswith(starts) if options.only else True
     return named and (options.profile != "quick" or cell.quick)
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from cdl_jax.errors import ConfigError
 
 State = dict[str, np.ndarray]
-_POLICY, _JOIN = 0, 1  # streams of random numbers: draws by step, joins by position
-_COUNTERS = tuple(np.array([0, 0, 0, use], np.uint64) for use in (_POLICY, _JOIN))
+# Streams of random numbers: draws by step, joins by position, and what a smaller reservoir keeps.
+_POLICY, _JOIN, _SHRINK = 0, 1, 2
+_COUNTERS = tuple(np.array([0, 0, 0, use], np.uint64) for use in (_POLICY, _JOIN, _SHRINK))
 
 
 class History(Protocol):
@@ -280,6 +281,40 @@ def history(policy: str, *, seed: int, size: int) -> History:
     if size < 1:
         raise ConfigError(f"history_size is {size}; give 1 or more")
     return POLICIES[policy](seed, size)
+
+
+def carried(
+    state: State, was: tuple[str, int], now: History, joined: Callable[[], np.ndarray]
+) -> State:
+    """A policy's state as another policy, or one of another size, goes on from it.
+
+    A policy that cannot go on from it begins anew with all that has joined. A smaller reservoir
+    keeps a uniform sample of the larger one; what belongs to the rows of one in `state` follows.
+
+    Args:
+      state: of the policy that was.
+      was: its name and size.
+      now: the policy that goes on, of the same run.
+      joined: gives the labels of all samples so far; called where they are needed.
+    """
+    if isinstance(now, _Stateless):
+        return {}
+    if was[0] == "reservoir" and isinstance(now, ReservoirHistory):
+        if len(state["kept"]) > now.capacity:
+            return _shrunk(state, now)
+        if int(state["seen"][0]) == len(state["kept"]) or was[1] == now.capacity:
+            return state
+    elif POLICIES[was[0]](0, 1).__class__ is now.__class__:
+        return state
+    now.join(joined())
+    return now.state()
+
+
+def _shrunk(state: State, now: ReservoirHistory) -> State:
+    seen = int(state["seen"][0])
+    generator = _generator(now.seed, seen, _SHRINK)
+    stay = np.sort(generator.choice(len(state["kept"]), now.capacity, replace=False))
+    return {name: x if name == "seen" else x[stay] for name, x in state.items()}
 
 
 class _Growing:

@@ -59,11 +59,7 @@ class Feed:
 
     def state(self) -> State:
         """The sampler's, and what it keeps of a live stream."""
-        state = self._sampler.state()
-        if isinstance(self._data, LiveData) and "kept" in state:
-            rows = self._data.spool.batch(state["kept"])
-            state |= {_ROWS + name: x for name, x in rows.items()}
-        return state
+        return with_rows(self._sampler.state(), self._data)
 
     def restore(self, state: State) -> None:
         """Goes on from `state`."""
@@ -107,6 +103,13 @@ class Feed:
         old = sampler.draw(version, first, config.batch_size - (trigger.stop - first))
         self._sampler.join(labels)
         return np.concatenate([old, np.arange(first, trigger.stop)])
+
+
+def with_rows(state: State, data: Samples) -> State:
+    """A sampler's state, with the rows of a live stream that only it keeps from going."""
+    if not isinstance(data, LiveData) or "kept" not in state:
+        return state
+    return state | {_ROWS + n: x for n, x in data.spool.batch(state["kept"]).items()}
 
 
 def shapes(config: TrainConfig, data: Samples) -> Any:

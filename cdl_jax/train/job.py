@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import sys
 from typing import Any
 
@@ -14,6 +12,7 @@ import tomli_w
 
 from cdl_jax.core.step import TrainState, deployed, init_state
 from cdl_jax.data.cache import cache_folder
+from cdl_jax.data.fingerprint import fingerprint
 from cdl_jax.data.live import LiveData, Source
 from cdl_jax.data.samples import Samples, inputs_of
 from cdl_jax.deploy import Publisher, UpdateLog, open_log
@@ -24,12 +23,25 @@ from cdl_jax.native import available
 from cdl_jax.train.checkpoint import Saved
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
+from cdl_jax.train.drift import Watch
 from cdl_jax.train.initial import Trained, fit, fit_step, shared
 from cdl_jax.train.inputs import described, metrics_for, model_for, open_data
+from cdl_jax.train.lock import locked
 from cdl_jax.train.loop import ContinuousTrainer
+from cdl_jax.train.program import program
 from cdl_jax.train.records import Bar, Records, Summary
-from cdl_jax.train.resume import Start, Writer, check_log, check_same, start_from
+from cdl_jax.train.resume import (
+    Start,
+    Writer,
+    check_limit,
+    check_log,
+    check_same,
+    parsed,
+    sampler_for,
+    start_from,
+)
 from cdl_jax.train.strategies import plan
+from cdl_jax.train.tracking import check_installed
 from cdl_jax.wire import signing
 
 # Each process's own, as the first one's are.
@@ -49,6 +61,13 @@ def run(config: TrainConfig, source: Source | None = None) -> Summary:
     """
     _keep_programs()
     cluster = Cluster.join(config.coordinator, config.processes, config.process_id, config.devices)
+    with cluster.together():
+        return _run(config, source, cluster)
+
+
+def _run(config: TrainConfig, source: Source | None, cluster: Cluster) -> Summary:
+    batches = "trigger" if config.strategy == "online" else "batch_size"
+    cluster.check_shares(batches, getattr(config, batches))
     if not cluster.leads:
         config = dataclasses.replace(config, log=None, run=None, sign_key=None)
     key = None if config.sign_key is None else signing().read_signing_key(config.sign_key)
@@ -56,29 +75,19 @@ def run(config: TrainConfig, source: Source | None = None) -> Summary:
         print("cdl-jax: no fused CPU kernels here (no C++ compiler at install): XLA's are slower",
               file=sys.stderr)  # fmt: skip
     with contextlib.ExitStack() as stack:
+        if config.run is not None:
+            stack.enter_context(locked(config.run))
         data = open_data(config, source)
         if isinstance(data, LiveData):
             stack.callback(data.close)
-        cluster.check_same({**vars(config), **_OWN, **program(cluster)} | {"data": len(data)})
+        if cluster.processes > 1:
+            held = fingerprint(data, config.initial_samples + (config.limit or len(data)))
+            cluster.check_same({**vars(config), **_OWN, **program(cluster), **held})
         if config.log is None:
             return _trained(config, data, cluster)
         log = open_log(config.log, create=True)
         owner = stack.enter_context(log.claim())
         return _trained(config, data, cluster, log, owner, key)
-
-
-def program(cluster: Cluster | None = None) -> dict[str, Any]:
-    """What the bits of a compiled step depend on besides the settings."""
-    return {
-        **(cluster or Cluster()).facts(),
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
-        "flags": os.environ.get("XLA_FLAGS", ""),
-        "form": "jit",
-        "native": available(),
-    }
 
 
 def _keep_programs() -> None:
@@ -98,25 +107,27 @@ def _trained(
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(contextlib.closing(Records(config.run)))
         writer, settings = None, described(config, data)
+        made_by = program(cluster, "scan" if config.scan > 1 else "jit")
         if records.folder is not None:
             facts = {
-                "program": program(cluster),
-                "config": settings,
+                "program": made_by,
+                "config": settings | config.scores_depend_on(),
                 "lineage": None,
             }
             writer = Writer(records.folder, keep=config.keep_checkpoints, facts=facts)
             stack.enter_context(contextlib.closing(writer))
         model = model_for(config, data)
-        metrics_for(config)  # a wrong name is told before the initial training, not after it
+        _check_extras(config)
         start = _start(config, data, model, records, writer, log, cluster)
-        records.about({"seed": config.seed, "program": program(cluster)})
-        records.track(config.trackers(), vars(config))
+        check_limit(config, records.triggers_after(int(start.state.version)))
+        records.about({"program": made_by, "config": config.recorded()})
+        records.track(config.trackers(), config.recorded())
         trainer = ContinuousTrainer(
             config, data, model, start, lambda: _beginning(config, data, model), records, writer,
             cluster,
         )  # fmt: skip
         if log is not None and owner is not None:
-            publisher = _publisher(config, settings, log, owner, trainer, key, cluster)
+            publisher = _publisher(config, made_by, settings, log, owner, trainer, key)
             trainer.delivery.publisher = publisher
             if start.progress is not None:
                 publisher.bytes_since = start.progress["bytes_since"]
@@ -133,6 +144,14 @@ def _trained(
         return summary
 
 
+def _check_extras(config: TrainConfig) -> None:
+    """What is wrong or missing is told before the initial training, not after it."""
+    metrics_for(config)
+    Watch(config)
+    if config.run is not None:
+        check_installed(config.trackers())
+
+
 def _start(
     config: TrainConfig,
     data: Samples,
@@ -146,7 +165,8 @@ def _start(
     saved = _led(cluster, None if writer is None else writer.newest())
     if saved is None:
         records.text("config.toml", config_toml(config))
-        records.begin()
+        # Where a kill came before the first checkpoint was whole, versions may be in the log.
+        records.begin(again=log is not None and bool(log.head()))
         state = _initial_state(config, data, model, cluster)
         initial = jax.tree.map(jnp.copy, deployed(state))
         if writer is not None:
@@ -159,9 +179,11 @@ def _start(
     assert initial is not None
     metrics_bytes = saved.record["progress"]["metrics_bytes"]
     # What a kill left behind the checkpoint's version is no part of it.
-    lines = list(records.lines(metrics_bytes)) if config.on_drift else []
-    lines = json.loads(cluster.share(json.dumps(lines).encode()))
-    start = start_from(saved, initial, like, lines)
+    lines = records.lines(saved.version, metrics_bytes) if config.on_drift else ()
+    if cluster.processes > 1:
+        lines = cluster.share(b"".join(lines)).splitlines()
+    start = start_from(saved, initial, like, parsed(lines, config.run))
+    start = start._replace(sampler=sampler_for(saved, config, data))
     if log is not None:
         check_log(saved, start.state, log, config)
     records.text("config.toml", config_toml(config))
@@ -171,19 +193,19 @@ def _start(
 
 def _publisher(
     config: TrainConfig,
+    made_by: dict[str, Any],
     settings: dict[str, Any],
     log: UpdateLog,
     owner: Ownership,
     trainer: ContinuousTrainer,
     key: Any,
-    cluster: Cluster,
 ) -> Publisher:
     return Publisher.begin(
         log,
         owner,
         deployed(trainer.state),
         version=int(trainer.state.version),
-        program=program(cluster),
+        program=made_by,
         config=settings,
         example=trainer.example(),
         snapshot_every=config.snapshot_every,
@@ -195,8 +217,8 @@ def _publisher(
 
 
 def config_toml(config: TrainConfig) -> str:
-    """The settings as TOML; those that are None are left out."""
-    return tomli_w.dumps({k: v for k, v in vars(config).items() if v is not None})
+    """The settings as TOML, without passwords; those that are None are left out."""
+    return tomli_w.dumps({k: v for k, v in config.recorded().items() if v is not None})
 
 
 _BEGINNING = (

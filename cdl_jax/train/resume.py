@@ -1,7 +1,8 @@
 """Going on from a run's newest checkpoint, or refusing to."""
 
+import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +10,23 @@ import numpy as np
 
 from cdl_jax.core import digest as digests
 from cdl_jax.core.step import TrainState, deployed
+from cdl_jax.data.history import State, carried, history
+from cdl_jax.data.live import LiveData
+from cdl_jax.data.samples import Samples
 from cdl_jax.deploy import UpdateLog
 from cdl_jax.deploy.publisher import difference
-from cdl_jax.errors import CheckpointError
+from cdl_jax.errors import CheckpointError, ConfigError, DataError
 from cdl_jax.train.checkpoint import Checkpoints, Saved
 from cdl_jax.train.config import TrainConfig
+from cdl_jax.train.feed import Feed, with_rows
 from cdl_jax.wire import decode_update
 
-FORM = 2  # of what a checkpoint's record and sampler hold; another form needs another number
+FORM = 3  # of what a checkpoint's record and sampler hold; another form needs another number
+_WATCHED = {"version", "position", "samples", "correct", "prequential_loss"}  # of a metrics' line
+_REACH = (
+    "history", "history_size", "batch_size", "strategy", "include_new", "on_drift", "drift_window",
+)  # fmt: skip
+_READ_AT_ONCE = 4096  # samples
 
 
 class Start(NamedTuple):
@@ -26,9 +36,7 @@ class Start(NamedTuple):
     initial: Any  # the tree deployed at version 0; never donated
     sampler: dict[str, np.ndarray]
     progress: dict[str, Any] | None  # None at version 0
-    records: Iterable[
-        dict[str, Any]
-    ] = ()  # the metrics' lines so far, where a drift may be in them
+    records: Iterable[dict[str, Any]] = ()  # the metrics so far, where a drift may be in them
 
 
 class Writer:
@@ -41,7 +49,9 @@ class Writer:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int, facts: dict[str, Any]):
-        self._initial = Checkpoints(folder / "checkpoints" / "initial", keep=1)
+        self._initial = Checkpoints(
+            folder / "checkpoints" / "initial", keep=1, mend="give a new --run folder"
+        )
         self._newest = Checkpoints(folder / "checkpoints" / "newest", keep=keep)
         self.folder, self.facts = folder, facts
 
@@ -93,6 +103,56 @@ def start_from(
     return Start(state, tree, saved.under("sampler"), saved.record["progress"], records)
 
 
+def sampler_for(saved: Saved, config: TrainConfig, data: Samples) -> State:
+    """A checkpoint's sampler as this run goes on from it, which may ask for another policy.
+
+    Raises:
+      CheckpointError: when a live stream's samples that it needs are gone.
+    """
+    state, its = saved.under("sampler"), saved.record["config"]
+    mine = config.bits_depend_on()
+    if all(mine[name] == its[name] for name in _REACH):
+        return state
+    position = saved.record["progress"]["position"]
+    now = history(config.history, seed=config.seed, size=config.history_size)
+    was = its["history"], its["history_size"]
+    try:
+        _read_all(data, Feed(config, data).oldest(position), position)
+        new = carried(state, was, now, lambda: data.labels[:position])
+        return new if new.keys() > {"kept", "seen"} else with_rows(new, data)
+    except DataError as error:
+        raise CheckpointError(
+            f"{config.run} cannot go on with --history {config.history} of {config.history_size}: "
+            f"{error}; keep --history {was[0]} of {was[1]}, or give a new --run folder"
+        ) from error
+
+
+def _read_all(data: Samples, start: int, stop: int) -> None:
+    """Finds out what a live stream has let go of; what it has not, an array has anyway."""
+    if isinstance(data, LiveData):
+        for first in range(start, stop, _READ_AT_ONCE):
+            data.batch(slice(first, min(stop, first + _READ_AT_ONCE)))
+
+
+def parsed(lines: Iterable[bytes], folder: str | None) -> Iterator[dict[str, Any]]:
+    """Lines of the metrics as what a drift is found in.
+
+    Raises:
+      CheckpointError: for a line that is no version's.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not record.keys() >= _WATCHED:
+            raise CheckpointError(
+                f"line {number} of {folder}/metrics.jsonl is no version's: it was changed; give a "
+                "new --run folder"
+            )
+        yield record
+
+
 def check_same(saved: Saved, config: TrainConfig, writer: Writer) -> None:
     """Whether this run makes the checkpoint's bits again.
 
@@ -115,6 +175,24 @@ def check_same(saved: Saved, config: TrainConfig, writer: Writer) -> None:
                 f"({difference(mine, its)}); give a new --run folder, or --new-lineage and a new "
                 "--log"
             )
+
+
+def check_limit(config: TrainConfig, recorded: Sequence[int]) -> None:
+    """Whether the run still takes the samples of the versions that it is to make again.
+
+    Args:
+      config: of the run.
+      recorded: where these versions' samples end.
+
+    Raises:
+      ConfigError: says what limit there has to be.
+    """
+    made = recorded[-1] - config.initial_samples if recorded else 0
+    if config.limit is not None and config.limit < made:
+        raise ConfigError(
+            f"limit is {config.limit}, but the versions that {config.run} is to make again took "
+            f"{made} samples of the stream; give {made} or more"
+        )
 
 
 def check_log(saved: Saved, state: TrainState, log: UpdateLog, config: TrainConfig) -> None:

@@ -11,6 +11,7 @@ from cdl_jax.data import (
     WindowHistory,
     history,
 )
+from cdl_jax.data.history import carried
 from cdl_jax.errors import ConfigError
 
 LABELS = np.arange(1000) % 3
@@ -156,6 +157,59 @@ def test_what_is_no_policy_is_refused():
         history("lru", seed=0, size=1)
     with pytest.raises(ConfigError, match="history_size is 0; give 1 or more"):
         history("window", seed=0, size=0)
+
+
+@pytest.mark.parametrize("was", POLICIES)
+@pytest.mark.parametrize("now", POLICIES)
+def test_another_policy_goes_on_from_the_samples_so_far(was, now):
+    first, straight = (history(name, seed=3, size=300) for name in (was, now))
+    for sampler in (first, straight):
+        sampler.join(LABELS)
+    first.draw(0, 1000, 9)
+    state = carried(first.state(), (was, 300), history(now, seed=3, size=300), lambda: LABELS)
+    second = history(now, seed=3, size=300)
+    second.restore(state)
+    if was == now:
+        straight = first
+    for sampler in (second, straight):
+        sampler.join(LABELS[:20])
+    assert (second.draw(7, 1020, 90) == straight.draw(7, 1020, 90)).all()
+
+
+def unneeded():
+    raise AssertionError
+
+
+def test_a_smaller_reservoir_is_a_uniform_sample_of_the_larger():
+    counts = np.zeros(300)
+    for seed in range(2000):
+        larger, smaller = (ReservoirHistory(seed, size) for size in (60, 20))
+        larger.join(LABELS[:200])
+        rows = {"row of x": 10 * larger.kept}
+        state = carried(larger.state() | rows, ("reservoir", 60), smaller, unneeded)
+        assert (state["row of x"] == 10 * state["kept"]).all()
+        smaller.restore(state)
+        smaller.join(LABELS[:100])
+        assert len(set(smaller.kept.tolist())) == 20
+        counts[smaller.kept] += 1
+    assert_binomial(counts, 2000, 20 / 300)
+
+
+def test_a_larger_reservoir_is_begun_anew_but_where_nothing_was_left_out():
+    counts = np.zeros(300)
+    for seed in range(2000):
+        smaller, larger = (ReservoirHistory(seed, size) for size in (20, 60))
+        smaller.join(LABELS[:200])
+        larger.restore(
+            carried(smaller.state(), ("reservoir", 20), ReservoirHistory(seed, 60),
+                    lambda: LABELS[:200])
+        )  # fmt: skip
+        larger.join(LABELS[:100])
+        counts[larger.kept] += 1
+    assert_binomial(counts, 2000, 60 / 300)
+    few = grown(ReservoirHistory, LABELS[:15], capacity=20).state()
+    assert carried(few, ("reservoir", 20), ReservoirHistory(3, 60), unneeded) is few
+    assert carried(few, ("reservoir", 20), ReservoirHistory(3, 15), unneeded) is few
 
 
 def test_draws_are_those_of_philox_keyed_by_seed_and_step():

@@ -2,9 +2,11 @@
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -13,6 +15,7 @@ from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import CheckpointError, LogError
 from cdl_jax.train import TrainConfig, job, resume
 from cdl_jax.train.checkpoint import Checkpoints
+from cdl_jax.train.records import Records
 from tests.train import small
 from tests.train.small import crash, same_lineage
 
@@ -87,21 +90,9 @@ def test_what_a_checkpoint_cannot_go_on_to_is_refused(tmp_path, monkeypatch, who
     before = remains(tmp_path)
     with pytest.raises(CheckpointError, match=r"another configuration \(density is 0.02 here"):
         go(tmp_path, **DRIFTING, density=0.02)
-    other = job.program() | {"jax": "0.0.1"}
-    with monkeypatch.context() as patch:
-        patch.setattr(job, "program", lambda cluster: other)
-        with pytest.raises(CheckpointError, match=r"another program \(jax is '0.0.1' here"):
-            go(tmp_path, **DRIFTING)
-        with pytest.raises(LogError, match="another program"):
-            go(tmp_path, **DRIFTING, new_lineage=True)  # on the old log
-        patch.setattr(
-            job, "program", lambda cluster: other | {"jax": jax.__version__, "threads": 99}
-        )
-        with pytest.raises(CheckpointError, match=r"another program \(threads is 99 here"):
-            go(tmp_path, **DRIFTING)
     with monkeypatch.context() as patch:
         patch.setattr(resume, "FORM", resume.FORM + 1)
-        with pytest.raises(CheckpointError, match="have form 2, this cdl_jax reads 3"):
+        with pytest.raises(CheckpointError, match="have form 3, this cdl_jax reads 4"):
             go(tmp_path, **DRIFTING, new_lineage=True)
     with pytest.raises(CheckpointError, match="does not hold version 35"):
         go(tmp_path, **DRIFTING, log=str(tmp_path / "new"))
@@ -113,9 +104,51 @@ def test_what_a_checkpoint_cannot_go_on_to_is_refused(tmp_path, monkeypatch, who
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert remains(tmp_path)["metrics"] == before["metrics"]
     shutil.copy(whole / "log" / "updates" / "000000000035", tmp_path / "log" / "updates")
-    metrics.write_text("")
-    with pytest.raises(CheckpointError, match="it was changed; give a new --run"):
-        go(tmp_path, **DRIFTING)
+    lines, stops = metrics.read_text(), (tmp_path / "run" / "triggers.txt").read_text()
+    for content, words in [
+        (lines[:300], "has 300 bytes, at version 35 it had"),
+        (lines.replace('"version": 2', '"version":x2', 1), "line 2 of .*/metrics.jsonl is no"),
+        (lines.replace('"samples"', '"simples"', 1), "line 1 of .*/metrics.jsonl is no version's"),
+        (None, "has 0 bytes, at version 35 it had"),
+    ]:
+        metrics.unlink(missing_ok=True)
+        if content is not None:
+            metrics.write_text(content)
+        with pytest.raises(CheckpointError, match=words + ".*: it was changed; give a new --run"):
+            go(tmp_path, **DRIFTING)
+    metrics.write_text(lines)
+    for line in ("x\n", "36 3 1\n", "\0\0\0\n"):
+        (tmp_path / "run" / "triggers.txt").write_text(stops + line)
+        with pytest.raises(CheckpointError, match="triggers.txt has a line that is not VERSION ST"):
+            go(tmp_path, **DRIFTING)
+
+
+def test_another_program_is_refused_whatever_differs(tmp_path, whole):
+    saved = Checkpoints(whole / "run" / "checkpoints" / "newest").newest()
+    log, mine = open_log(str(whole / "log")), job.program()
+    assert saved.record["program"] == log.manifest().program == mine
+    writer = SimpleNamespace(folder=tmp_path)
+    for name, its in mine.items():
+        writer.facts = saved.record | {"program": mine | {name: "another"}}
+        words = re.escape(f"another program ({name} is 'another' here, {its!r} there); give a new")
+        with pytest.raises(CheckpointError, match=words + ".*, or --new-lineage and a new --log"):
+            resume.check_same(saved, QUICK, writer)
+
+
+def test_what_makes_another_program_is_noticed(monkeypatch, whole):
+    """A variable of the environment, a setting of JAX, and the form of the steps."""
+    with monkeypatch.context() as patch:
+        patch.setenv("NPROC", "77")
+        with pytest.raises(CheckpointError, match=r"\(threads is 77 here, \d+ there\)"):
+            go(whole, **DRIFTING)
+        with pytest.raises(LogError, match=r"another program \(threads is 77 here, \d+ there\)"):
+            go(whole, **DRIFTING, new_lineage=True)  # on the old log
+    partitionable = "jax_threefry_partitionable is False here, True there"
+    with jax.threefry_partitionable(False), pytest.raises(CheckpointError, match=partitionable):
+        go(whole, **DRIFTING)
+    changes = DRIFTING | {"scan": 4, "on_drift": ""}
+    with pytest.raises(CheckpointError, match="form is 'scan' here, 'jit' there"):
+        go(whole, **changes)
 
 
 def test_a_new_lineage_goes_on_from_the_checkpoint_in_a_log_of_its_own(tmp_path, whole):
@@ -145,6 +178,70 @@ def test_a_replay_reads_when_the_time_trigger_fired(tmp_path, monkeypatch):
     samples = [row["samples"] for row in remains(tmp_path)["metrics"]]
     assert sum(samples) == 80
     assert max(samples) <= 32
+
+
+def test_a_replay_reads_them_where_no_checkpoint_was_written_to_its_end(tmp_path, monkeypatch):
+    timed = {"trigger_seconds": 0.2, "pace": 100.0, "checkpoint_every": 0}
+    crash(monkeypatch, 2, lambda: go(tmp_path, **timed))
+    log = open_log(str(tmp_path / "log"))
+    blobs = [log.read(v) for v in range(1, log.head() + 1)]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "newest" / "0")
+    go(tmp_path, **timed | {"pace": 160.0})
+    assert len(blobs) >= 2
+    assert [log.read(v) for v in range(1, len(blobs) + 1)] == blobs
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    go(tmp_path, **timed | {"pace": None}, log=str(tmp_path / "new"))  # has no versions yet
+    assert remains(tmp_path)["metrics"][0]["samples"] == 32
+
+
+def flip(folder):
+    """One bit of a checkpoint's largest file."""
+    file = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "run" / "checkpoints" / "newest"
+    assert sorted(p.name for p in newest.iterdir()) == ["33", "35"]
+    flip(newest / "35")
+    go(tmp_path, **DRIFTING)
+    assert "/newest/35 is damaged (its digest is another); going on from version 33\n" in (
+        capsys.readouterr().err
+    )
+    assert_same(remains(tmp_path), remains(whole))
+    shutil.rmtree(newest / "33")
+    flip(newest / "35")
+    with pytest.raises(CheckpointError, match="35 is damaged .*/newest: delete it, and start the"):
+        go(tmp_path, **DRIFTING)
+
+
+def test_the_metrics_are_read_line_by_line_up_to_the_checkpoint(tmp_path, monkeypatch):
+    """A run may have millions of them."""
+    records = Records(str(tmp_path))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"{}\n" * 1000 + b"half a li")
+    lines = records.lines(1000, 2000 * 3 // 2 - 1)
+    assert next(lines) == b"{}\n"
+    assert [len(x) for x in lines] == [3] * 998 + [2]
+    monkeypatch.setattr(json, "loads", lambda line: dict.fromkeys(resume._WATCHED, line))
+    read = []
+    found = resume.parsed((read.append(x) or x for x in (b"a", b"b", b"c")), "run")
+    assert next(found)["version"] == b"a"
+    assert read == [b"a"]
+
+
+@pytest.mark.parametrize(("history", "size"), [("reservoir", 40), ("balanced", 1)])
+def test_a_new_lineage_may_draw_otherwise(tmp_path, whole, history, size):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    changes = DRIFTING | {"history": history, "history_size": size, "limit": 296}
+    go(tmp_path, **changes, new_lineage=True, log=str(tmp_path / "new"))
+    sampler = Checkpoints(tmp_path / "run" / "checkpoints" / "newest").newest().under("sampler")
+    places = {"reservoir": {"kept": 40, "seen": 1}, "balanced": {"labels": 128 + 296}}[history]
+    assert {name: len(x) for name, x in sampler.items()} == places
+    assert sampler.get("seen", [128 + 296])[0] == 128 + 296
 
 
 def test_killed_runs_leave_what_one_never_killed_leaves(tmp_path):
