@@ -26,7 +26,7 @@ from experiments.figures import (
     update_bytes,
     values,
 )
-from experiments.figures.results import RESULTS, Results, caption, load
+from experiments.figures.results import RESULTS, Results, caption, load, weights_of
 
 Draw = Callable[[Results, pathlib.Path, str], str]
 FIGURES: dict[str, tuple[str, Draw]] = {
@@ -63,8 +63,9 @@ def main(options: Options) -> int:
     for dataset, models in MODELS.items():
         if options.dataset in (None, dataset):
             for profile in ("full", "quick"):
-                for model in models:
-                    of_model(options, load(dataset, profile, model))
+                for weights in weights_of(dataset, profile):
+                    for model in models:
+                        of_model(options, load(dataset, profile, model, weights))
     if options.dataset in (None, "mnist") and (not options.only or "drift" in options.only):
         of_drift(options, load("mnist", "drift", "lenet5"))
     if not options.only or "update_bytes" in options.only:
@@ -76,9 +77,12 @@ def of_model(options: Options, results: Results) -> None:
     """The report of one model's results, if there are any."""
     if not results.by_cell:
         return
-    folder = pathlib.Path(options.out) / f"{results.dataset}-{results.profile}-{results.model}"
+    folder = pathlib.Path(options.out) / _name(results)
     folder.mkdir(parents=True, exist_ok=True)
-    command = f"make report (runs: make {results.dataset} PROFILE={results.profile})"
+    runs = f"make {results.dataset} PROFILE={results.profile}"
+    if results.weights:
+        runs += f' GRID="--init-weights FILE", FILE of SHA-256 {results.weights[1:]}...'
+    command = f"make report (runs: {runs})"
     said = caption(results, list(results.by_cell), command) + _triggers(results)
     parts = [f"# {results.title}\n", said + "\n"]
     for name, (title, draw) in FIGURES.items():
@@ -89,6 +93,10 @@ def of_model(options: Options, results: Results) -> None:
         print(folder / "report.md")
     else:
         print("\n".join(parts))
+
+
+def _name(results: Results) -> str:
+    return f"{results.dataset}-{results.profile}{results.weights}-{results.model}"
 
 
 def _triggers(results: Results) -> str:
@@ -111,8 +119,7 @@ def bytes_of_models(options: Options) -> None:
     """The table of all models' updates, with the accuracies that there are."""
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    profiles = [p for p in ("full", "quick") if load("cifar10", p, "resnet18").by_cell] or ["full"]
-    text = update_bytes.draw(Results("all", profiles[0], "", {}), folder, "make update-bytes")
+    text = update_bytes.draw(folder, "make update-bytes")
     (folder / "update_bytes.md").write_text(f"# Bytes an update\n\n{text}")
     print(folder / "update_bytes.md")
 

@@ -1,7 +1,10 @@
 """What every experiment writes: its result, and where and how that came about."""
 
+import datetime
 import json
+import os
 import pathlib
+import subprocess
 from typing import Any
 
 import jax
@@ -29,4 +32,20 @@ def conditions(command: str) -> dict[str, Any]:
         "command": command,
         "device": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
         "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__},
+    }
+
+
+def stamp() -> dict[str, Any]:
+    """When and on what a row came about, for the row itself: files grow over days."""
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=pathlib.Path(__file__).parent,
+        capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    where = conditions("")
+    return {
+        "commit": head,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": where["device"],
+        "threads": len(os.sched_getaffinity(0)),
+        "versions": where["versions"],
     }

@@ -2,12 +2,13 @@
 
 import pathlib
 
-from experiments.cells import BITS, DENSITIES, FORMS
+from experiments.cells import BITS, DENSITIES, FORMS, MATCHED
 from experiments.figures import plotting
 from experiments.figures.results import Results, caption, interval
 
+_EACH = [f"top_k-{d:g}-tensor-float32" for d in sorted({*DENSITIES, *MATCHED}, reverse=True)]
 FAMILIES: dict[str, tuple[str, list[str], str]] = {
-    "top-k, per tensor": ("tensor", [f"top_k-{d:g}-tensor-float32" for d in DENSITIES], "o-"),
+    "top-k, per tensor": ("tensor", _EACH, "o-"),
     "top-k, global": ("global", [f"top_k-{d:g}-global-float32" for d in DENSITIES], "o-"),
     "narrow values, per tensor": (
         "tensor", [f"top_k-{d:g}-tensor-{v}" for d in DENSITIES for v in FORMS], "+",
@@ -28,7 +29,7 @@ def draw(results: Results, folder: pathlib.Path, command: str) -> str:
     """Writes the plot; returns its Markdown."""
     fig, axes = plotting.figure(
         f"Accuracy against bytes an update: {results.model} on {results.dataset}, trigger 8",
-        "bytes an update on the wire", "prequential accuracy, %",
+        "bytes an update on the wire, signed", "prequential accuracy, %",
     )  # fmt: skip
     axes.set_xscale("log")
     shown = []

@@ -14,14 +14,22 @@ COLOURS = {
 }  # fmt: skip
 
 
-def figure(title: str, xlabel: str, ylabel: str) -> tuple[matplotlib.figure.Figure, Any]:
-    """A figure with one plot."""
-    fig = matplotlib.figure.Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes = fig.add_subplot()
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return fig, axes
+def figure(
+    title: str, xlabel: str, ylabel: str, panels: int = 1
+) -> tuple[matplotlib.figure.Figure, Any]:
+    """A figure with one plot, or with several side by side; the y label is the first's."""
+    fig = matplotlib.figure.Figure(figsize=(WIDTH * (1 + panels) / 2, HEIGHT), layout="constrained")
+    each = fig.subplots(1, panels, squeeze=False)[0]
+    for axes in each:
+        axes.set(xlabel=xlabel)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    each[0].set(ylabel=ylabel)
+    if panels > 1:
+        fig.suptitle(title)
+        return fig, each
+    each[0].set(title=title)
+    return fig, each[0]
 
 
 def save(fig: matplotlib.figure.Figure, path: pathlib.Path, caption: str) -> None:

@@ -7,7 +7,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.origin import BEFORE
+
 RESULTS = pathlib.Path("experiments/results")
+SIGNATURE = 64  # bytes of an update, always (cdl_jax/wire/FORMAT.md)
 # Two-sided 95% points of Student's t for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -31,9 +34,15 @@ class Result:
         return 100 * self.summary["accuracy"]
 
     @property
+    def unsigned(self) -> bool:
+        """Whether its updates went through the wire without a signature."""
+        return self.header["settings"].get("strategy") == "sparse" and not self.header.get("signed")
+
+    @property
     def bytes_an_update(self) -> float:
-        """On the wire, headers, digest and BatchNorm statistics included."""
-        return self.summary["bytes_sent"] / self.summary["versions"]
+        """On the wire, headers, digest, signature and BatchNorm statistics included."""
+        sent = self.summary["bytes_sent"] / self.summary["versions"]
+        return sent + SIGNATURE * self.unsigned
 
     @property
     def times_less(self) -> float:
@@ -43,12 +52,13 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All results of a data set, profile and model: by cell, each a list by seed."""
+    """All results of a data set, profile, model and initial weights: by cell, each by seed."""
 
     dataset: str
     profile: str
     model: str
     by_cell: dict[str, list[Result]]
+    weights: str = ""  # "" for random ones, else the folders' suffix
 
     def get(self, cell: str) -> list[Result]:
         """A cell's runs; none when it has not been run."""
@@ -57,19 +67,35 @@ class Results:
     @property
     def title(self) -> str:
         """What the results are of."""
-        return f"{self.model} on {self.dataset}, {self.profile} profile"
+        weights = f", weights {self.weights[1:]}" if self.weights else ""
+        return f"{self.model} on {self.dataset}, {self.profile} profile{weights}"
+
+    @property
+    def seeds(self) -> int:
+        """That the cell with the most has: a table marks what has fewer."""
+        return max((len(runs) for runs in self.by_cell.values()), default=0)
+
+    def plus_minus(self, values: Sequence[float], digits: int = 2) -> str:
+        """Mean and interval, and how many seeds where others have more."""
+        return plus_minus(values, digits, of=self.seeds)
 
 
-def load(dataset: str, profile: str, model: str) -> Results:
+def load(dataset: str, profile: str, model: str, weights: str = "") -> Results:
     """Reads the result files; a cell that has none was not run."""
     by_cell: dict[str, list[Result]] = {}
-    for path in sorted((RESULTS / f"{dataset}-{profile}").glob(f"{model}-*.jsonl")):
+    for path in sorted((RESULTS / f"{dataset}-{profile}{weights}").glob(f"{model}-*.jsonl")):
         header, *points, last = map(json.loads, path.read_text().splitlines())
         result = Result(header, points, last["summary"])
         by_cell.setdefault(header["cell"], []).append(result)
     for runs in by_cell.values():
         runs.sort(key=lambda r: r.seed)
-    return Results(dataset, profile, model, by_cell)
+    return Results(dataset, profile, model, by_cell, weights)
+
+
+def weights_of(dataset: str, profile: str) -> list[str]:
+    """The suffixes of the folders of a profile's results: "" of random weights first."""
+    name = f"{dataset}-{profile}"
+    return sorted({"", *(path.name.removeprefix(name) for path in RESULTS.glob(f"{name}-*"))})
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -85,14 +111,20 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), STUDENT[len(values) - 2] * spread
 
 
-def plus_minus(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and 95% interval for a table's cell; the number of runs where it is one."""
+def plus_minus(values: Sequence[float], digits: int = 2, of: int = 0) -> str:
+    """Mean and 95% interval for a table's cell; the number of runs where it is one, or below `of`.
+
+    Examples:
+      >>> plus_minus([0.1, 0.2, 0.3], of=6)
+      '0.20 ± 0.25 (3 seeds)'
+    """
     if not values:
         return "not run"
     mean, half = interval(values)
     if half is None:
         return f"{mean:.{digits}f} (1 seed)"
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    few = f" ({len(values)} seeds)" if len(values) < of else ""
+    return f"{mean:.{digits}f} ± {half:.{digits}f}{few}"
 
 
 def paired(runs: Sequence[Result], base: Sequence[Result]) -> list[float]:
@@ -112,8 +144,21 @@ def caption(results: Results, cells: Sequence[str], command: str) -> str:
     versions = sorted({", ".join(f"{k} {v}" for k, v in r.header["versions"].items())
                        for r in runs})  # fmt: skip
     weights = sorted({r.header["initial_weights"] for r in runs})
+    data = sorted({r.header.get("data") or BEFORE[results.dataset] for r in runs})
     return (
         f"{results.title}. Seeds {', '.join(map(str, seeds))}; initial weights: "
-        f"{'; '.join(weights)}; data: tensorflow_datasets' {results.dataset}, train split in its "
-        f"order; device: {'; '.join(devices)}; {'; '.join(versions)}. Command: {command}"
+        f"{'; '.join(weights)}; data: {'; '.join(data)}; "
+        f"device: {'; '.join(devices)}; {'; '.join(versions)}. {signatures(runs)}Command: {command}"
+    )
+
+
+def signatures(runs: Sequence[Result]) -> str:
+    """That signatures were added to the bytes of runs that had none; empty when all were signed."""
+    without = [r for r in runs if r.unsigned]
+    shipping = [r for r in runs if r.unsigned or r.header.get("signed")]
+    if not without:
+        return ""
+    return (
+        f"Bytes an update have a signature's {SIGNATURE}, added for the {len(without)} of "
+        f"{len(shipping)} runs that were not signed. "
     )

@@ -1,11 +1,18 @@
 import dataclasses
 import json
 import pathlib
+import shlex
 
 import jax
+import numpy as np
 import pytest
+import safetensors.numpy
+import tyro
 
-from experiments import cells, grid
+from cdl_jax.data import load
+from cdl_jax.errors import DataError
+from cdl_jax.train import baselines, loop
+from experiments import cells, grid, grid_files
 
 SHAPE = {"initial_samples": 128, "epochs": 1, "limit": 96, "batch_size": 32}
 OPTIONS = grid.Options(dataset="digits", profile="quick", models=("lenet5",), log_to="runs")
@@ -46,13 +53,20 @@ def read(name, folder="."):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def summary_of(folder, name=SPARSE):
+    return read(name, folder)[-1]["summary"]
+
+
 def test_every_cell_leaves_what_it_was_its_curve_and_its_summary(whole):
     assert results(whole) == [DENSE, SPARSE]
     header, *points, last = read(SPARSE, whole)
     assert header["seed"] == 0
     assert header["settings"]["density"] == 0.01
     assert header["programs"][0]["jax"] == jax.__version__
-    assert {"device", "versions", "command", "initial_weights"} <= set(header)
+    assert {"device", "versions", "command", "initial_weights", "date"} <= set(header)
+    assert header["commits"] == [header["commit"]]
+    assert header["data"].startswith("digits, a copy of SHA-256 ")
+    assert header["wall_seconds"] > summary_of(whole)["seconds"] > 0  # the initial training, too
     assert [p["version"] for p in points] == list(range(1, 13))
     summary = last["summary"]
     assert summary["versions"] == 12
@@ -79,9 +93,9 @@ def test_a_stopped_cell_goes_on_and_another_program_may_do_so(whole, monkeypatch
         patch.setattr(grid, "run", stopped)
         assert grid.main(OPTIONS) == 130
     assert results() == []
-    elsewhere = {**grid.program(), "device": "another one"}
-    monkeypatch.setattr(grid, "program", lambda: elsewhere)
-    monkeypatch.setattr("cdl_jax.train.job.program", lambda cluster=None: elsewhere)
+    elsewhere = {**grid_files.program(), "device": "another one"}
+    monkeypatch.setattr(grid_files, "program", lambda: elsewhere)
+    monkeypatch.setattr("cdl_jax.train.job.program", lambda *_: elsewhere)
     assert grid.main(OPTIONS) == 0
     again = read(SPARSE)
     assert [p["device"] for p in again[0]["programs"]] == [expected[0]["programs"][0]["device"],
@@ -96,7 +110,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(monkeypatch):
     task = next(grid.tasks(OPTIONS))
     folder = pathlib.Path("runs/digits-quick") / task.name
     folder.mkdir(parents=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "cell.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         monkeypatch.setattr(grid, "run", lambda config: pytest.fail("it ran"))
         assert grid.run_task(task, OPTIONS)
@@ -118,9 +132,149 @@ def test_points_average_what_lies_between_them():
          "frozen_accuracy": 0.1, "entries": v, "bytes": 10 * v}
         for v in range(1, 201)
     ]  # fmt: skip
-    points = grid.curve(lines)
+    points = grid_files.curve(lines)
     assert len(points) == 50
     assert points[0] == {
         "position": 32, "version": 4, "accuracy": 0.5, "accuracy_here": 0.5,
         "frozen_accuracy": 0.1, "entries": 2.5, "bytes": 25.0,
     }  # fmt: skip
+
+
+def test_updates_are_signed_and_the_file_says_so(whole, tmp_path, monkeypatch):
+    assert [read(name, whole)[0]["signed"] for name in (SPARSE, DENSE)] == [True, False]
+    monkeypatch.setattr(grid, "signing", lambda: pytest.fail("a key"))  # not asked for, then
+    settings = {**SHAPE, **cells.sparse(0.01).settings, "dataset": "digits", "log": "log"}
+    plain = grid.run(grid.TrainConfig(**settings, digest_every=0).checked())
+    assert summary_of(whole)["bytes_sent"] - plain.bytes_sent == 64 * plain.versions
+
+
+def test_the_command_names_all_that_makes_the_cell(tmp_path):
+    weights = grid_files.Weights("w.safetensors", "ab" * 32)
+    task = grid_files.Task("mnist", "full", "lenet5", cells.proactive(8), 2, weights)
+    words = shlex.split(task.command)
+    assert words[:3] == ["python", "-m", "experiments.grid"]
+    options = tyro.cli(grid.Options, args=words[3:])
+    assert (options.seeds, options.init_weights) == (3, "w.safetensors")
+    assert task.result.parent.name == "mnist-full-abababab"
+
+
+def names(only, profile="full"):
+    options = grid.Options(dataset="mnist", profile=profile, only=only, seeds=1)
+    return [t.cell.name for t in grid.tasks(options)]
+
+
+@pytest.mark.usefixtures("_real_cells")
+def test_a_whole_name_is_one_cell_and_a_beginning_is_many(capsys):
+    assert names(("proactive-8",)) == ["proactive-8"]
+    assert names(("proactive-3", "qsgd-16")) == ["proactive-32", "qsgd-16"]
+    assert {"proactive-8", "proactive-8-changed"} < set(names(("proactive",)))
+    assert names(("top_k-0.001-tensor-int2",), "quick") == ["top_k-0.001-tensor-int2"]
+    assert names(("top_k-0.001-tensor-int",), "quick") == []
+    assert grid.main(grid.Options(only=("proactive-9",))) == 2
+    assert "--only proactive-9 is the beginning of no cell; the" in capsys.readouterr().err
+
+
+@pytest.fixture
+def _real_cells(monkeypatch):
+    monkeypatch.setattr(grid, "cells", cells.cells)
+
+
+def test_a_cell_goes_on_only_as_it_was_begun(monkeypatch, capsys):
+    def stopped(config):
+        return dataclasses.replace(grid_run(config), interrupted=True)
+
+    grid_run = grid.run
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "run", stopped)
+        assert grid.main(OPTIONS) == 130
+    monkeypatch.setitem(cells.PROFILES, ("digits", "quick"), {**SHAPE, "epochs": 2})
+    assert grid.main(OPTIONS) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "was begun with other settings (epochs is 2 here, 1 there); go on as it" in said
+    assert results() == []
+
+
+def test_a_trial_leaves_what_is_under_way_alone(monkeypatch):
+    def stopped(config):
+        return dataclasses.replace(run(config), interrupted=True)
+
+    run = grid.run
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "run", stopped)
+        assert grid.main(OPTIONS) == 130
+    under_way = pathlib.Path("runs/digits-quick") / SPARSE.removesuffix(".jsonl")
+    before = (under_way / "metrics.jsonl").read_bytes()
+    assert grid.main(dataclasses.replace(OPTIONS, limit=16)) == 0
+    assert (under_way / "metrics.jsonl").read_bytes() == before
+    assert results() == []
+
+
+def test_other_initial_weights_have_results_of_their_own(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(whole)
+    missing = dataclasses.replace(OPTIONS, init_weights="none.safetensors")
+    assert grid.main(missing) == 2  # though the results of random weights are there
+    assert "none.safetensors cannot be read: No such file" in capsys.readouterr().err
+    shapes = {"conv1": (6, 1, 5, 5), "conv2": (16, 6, 5, 5), "fc1": (120, 400), "fc2": (84, 120),
+              "fc3": (10, 84)}  # fmt: skip
+    rng, tensors = np.random.default_rng(0), {}
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = rng.normal(0, 0.1, shape).astype("f4")
+        tensors[f"{name}.bias"] = np.zeros(shape[0], "f4")
+    file = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file(tensors, file)
+    monkeypatch.chdir(tmp_path)
+    assert grid.main(dataclasses.replace(OPTIONS, init_weights=str(file))) == 0
+    weights = grid_files.Weights.of(str(file))
+    path = pathlib.Path(f"experiments/results/digits-quick{weights.suffix}", SPARSE)
+    header = json.loads(path.read_text().splitlines()[0])
+    assert header["initial_weights"] == f"w.safetensors, {weights.digest}"
+    assert f"--init-weights {file}" in header["command"]
+
+
+def test_a_killed_full_retraining_goes_on_behind_its_last_version(monkeypatch):
+    taken, take = [], baselines.Retraining.take
+
+    def counted(self, state, batch):
+        taken.append(len(jax.tree.leaves(batch)[0]))
+        return take(self, state, batch)
+
+    class KilledError(BaseException):
+        pass
+
+    finish = loop.ContinuousTrainer._finish
+
+    def killed(self, *rest):
+        finish(self, *rest)
+        if self.summary.versions == 3:
+            raise KilledError
+
+    monkeypatch.setattr(grid, "cells", lambda dataset: [cells.full_retraining()])
+    monkeypatch.setitem(cells.PROFILES, ("digits", "quick"), {**SHAPE, "limit": 5 * 128})
+    monkeypatch.setattr(baselines.Retraining, "take", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.ContinuousTrainer, "_finish", killed)
+        with pytest.raises(KilledError):
+            grid.main(OPTIONS)
+    before = len(taken)
+    assert grid.main(OPTIONS) == 0
+    assert len(taken) - before <= 3  # of 5
+    header, *_, last = read("lenet5-full-s0.jsonl")
+    assert (len(header["commits"]), last["summary"]["versions"]) == (2, 5)
+
+
+@pytest.mark.usefixtures("_real_cells")
+def test_a_cell_of_the_quick_profile_as_it_is(monkeypatch):
+    try:
+        load("mnist", split="test")
+    except DataError as error:
+        pytest.skip(f"no MNIST here: {error}")
+    summaries, run = [], grid.run
+    monkeypatch.setattr(grid, "run", lambda config: summaries.append(run(config)) or summaries[0])
+    only = ("top_k-0.001-tensor-float32",)
+    options = grid.Options(profile="quick", only=only, limit=160, log_to="runs")
+    assert grid.main(options) == 0
+    (found,) = summaries
+    assert (found.versions, found.samples) == (20, 160)
+    assert found.accuracy > 0.8  # five epochs on 2,000 samples
+    assert 400 < found.bytes_sent / found.versions < 600  # 67 entries, signed
+    assert results() == []
