@@ -28,7 +28,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from cdl_jax.core.step import deployed
@@ -45,6 +44,7 @@ from cdl_jax.train.records import Bar, Records
 from cdl_jax.train.scorecard import Scorecard
 from cdl_jax.train.scoring import scorer
 from cdl_jax.train.steps import Steps
+from experiments.bench.timing import median_interval
 from experiments.runs import conditions, save
 
 HOST = ("sampling", "feeding", "scoring", "metrics", "encoding", "appending", "loop")
@@ -189,13 +189,6 @@ def summary(blocks: list[Block]) -> dict[str, Any]:
 def _seen(block: Block, middle: Callable[[Any], float]) -> float:
     """The mean has what comes now and then: snapshots, digests, checkpoints."""
     return (middle([row["total"] for row in block.rows]) - block.programs) / block.step
-
-
-def median_interval(values: list[float]) -> list[float]:
-    """The median, and the ends of its bootstrap 95% interval."""
-    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
-    return [round(float(x), 4) for x in (np.median(values), low, high)]
 
 
 @contextlib.contextmanager

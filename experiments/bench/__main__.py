@@ -1,9 +1,11 @@
 """All benchmarks of this machine, as tables and under experiments/results/bench/.
 
     python -m experiments.bench              about half an hour on 2 CPU cores
-    python -m experiments.bench --quick      LeNet5 and n = 1e6 alone, two minutes
+    python -m experiments.bench --quick      LeNet5 and n = 1e6 alone, two minutes, to runs/bench
+    python -m experiments.bench --only sparse_step --models resnet50
 
 Each benchmark is a process of its own; its JSON lines go to one file, named after the device.
+With `--models` the rows of other models stay as they were; each row has its day and its code.
 The dense step's PyTorch columns need `pip install 'cdl_jax[torch]'`, else they are left out; the
 wire's other codecs need `pip install 'cdl_jax[bench]'`, which `make bench` does.
 """
@@ -41,10 +43,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", choices=list(FULL), default=list(FULL))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--results", default="experiments/results/bench")
+    parser.add_argument(
+        "--results", help="folder; experiments/results/bench, or runs/bench if quick"
+    )
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
-    folder = pathlib.Path(arguments.results)
+    usual = "runs/bench" if arguments.quick else "experiments/results/bench"
+    folder = pathlib.Path(arguments.results or usual)
     folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.only:
         rows: list[dict[str, Any]] = []
@@ -52,9 +57,19 @@ def main() -> int:
             if "--model" not in words or words[-1] in arguments.models:
                 rows += lines(name, words)
         path = folder / f"{device()}-{name}.json"
+        rows = merged(path, rows, arguments.models)
         path.write_text(json.dumps(rows, indent=1) + "\n")
         print(f"{name}: {len(rows)} rows in {path}", flush=True)
     return 0
+
+
+def merged(
+    path: pathlib.Path, rows: list[dict[str, Any]], models: list[str]
+) -> list[dict[str, Any]]:
+    """The rows, and those of the file whose models were not asked for."""
+    before = json.loads(path.read_text()) if path.exists() else []
+    stay = [row for row in before if row.get("model") in set(MODELS) - set(models)]
+    return sorted([*rows, *stay], key=lambda row: MODELS.index(row["model"])) if stay else rows
 
 
 def lines(name: str, words: list[str]) -> list[dict[str, Any]]:

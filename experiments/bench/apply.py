@@ -26,9 +26,8 @@ from cdl_jax.deploy.numpy_model import NumpyModel
 from cdl_jax.deploy.replica import Model
 from cdl_jax.models import classifier, create_model
 from cdl_jax.wire import Snapshot
-from experiments.bench.dense_step import interleave, make_batch
-from experiments.bench.selection import environment
-from experiments.bench.sparse_step import add
+from experiments.bench.dense_step import make_batch
+from experiments.bench.timing import add, environment, interleave, quartiles
 
 
 def make_update(spec: TreeSpec, ks: list[int], seed: int) -> SparseUpdate:
@@ -86,12 +85,8 @@ def main() -> None:
     models: dict[str, Model] = {"numpy": NumpyModel(snapshot), "jax": JaxModel(snapshot)}
     columns = {name: applying(model, updates) for name, model in models.items()}
     times = interleave({"add": add(n)} | columns, arguments.reps)
-    quartiles = {
-        name: [round(float(q), 3) for q in np.percentile(values, [25, 50, 75])]
-        for name, values in times.items()
-    }
     row = {"model": arguments.model, "leaves": len(ks), "n": n, "k": k}
-    row |= {"reps": arguments.reps, "ms": quartiles}
+    row |= {"reps": arguments.reps, "ms": quartiles(times)}
     print(json.dumps(row | environment()))
 
 

@@ -5,8 +5,9 @@
 Forward, backward and Adam with AMSGrad (lr 1e-3) at batch 128, JAX jitted with donated
 buffers, PyTorch eager in training mode on two threads. Prints one line of JSON: medians and
 quartiles in milliseconds, and the median of the ratios of neighbouring steps. Target ratios
-on two CPU cores: ResNet18 0.80, LeNet5 0.95, the others 1.0. Without PyTorch its columns
-are left out.
+on two CPU cores: ResNet18 0.80, LeNet5 0.95, the others 1.0; the sparse steps (top-k at 1e-3 per
+tensor) of ResNet18 and LeNet5 below PyTorch's dense one. `add` is r = u + r over as many float32
+as there are parameters. Without PyTorch its columns are left out, and standard error says so.
 
 With --cpu-time both run on one core, and the process's CPU time is taken instead of the clock:
 for a machine that is not idle, where PyTorch's threads wait for each other without end.
@@ -17,17 +18,20 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
+import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from cdl_jax.models import classifier, create_model
+from experiments.bench.timing import add, environment, interleave, median_interval, quartiles
 
 SHAPES = {"lenet5": (28, 28, 1)}
+WITH_SPARSE = ("lenet5", "resnet18")
 # OpenMP's threads, under PyTorch, spin on for milliseconds after their work: a core of the next's.
 PAUSE = 0.05  # seconds
 
@@ -83,47 +87,34 @@ def torch_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[
     return run
 
 
-def interleave(
-    steps: dict[str, Callable[[], None]],
-    reps: int,
-    clock: Callable[[], float] = time.perf_counter,
-    pause: float = 0.0,
-) -> dict[str, np.ndarray]:
-    """Milliseconds of each repetition of each step, taken in turn after two warm-ups.
-
-    A pause (seconds) before each lets the last one's threads fall asleep.
-    """
-    times = {name: [] for name in steps}
-    for repetition in range(reps + 2):
-        for name, run in steps.items():
-            time.sleep(pause)
-            start = clock()
-            run()
-            if repetition >= 2:
-                times[name].append(1e3 * (clock() - start))
-    return {name: np.array(values) for name, values in times.items()}
-
-
-def measure(model: str, reps: int, batch_size: int, cpu_time: bool) -> dict[str, object]:
+def measure(model: str, reps: int, batch_size: int, cpu_time: bool) -> dict[str, Any]:
     """The row that is printed."""
+    from experiments.bench.sparse_step import parameters, sparse_step
+
     if cpu_time:  # before JAX counts the cores
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    batch = make_batch(model, batch_size)
-    start = time.perf_counter()
-    steps = {"jax": jax_step(model, *batch)}
-    row: dict[str, object] = {"model": model, "batch": batch_size, "reps": reps}
+    images, labels = make_batch(model, batch_size)
+    row: dict[str, Any] = {"model": model, "batch": batch_size, "reps": reps}
     row["clock"] = "cpu, 1 core" if cpu_time else "wall"
+    start = time.perf_counter()
+    steps = {"jax": jax_step(model, images, labels)}
     row["compile_s"] = round(time.perf_counter() - start, 1)
-    versions = {"python": platform.python_version(), "jax": jax.__version__}
+    if model in WITH_SPARSE:
+        batch = jax.device_put({"image": images, "label": labels})
+        steps["sparse"] = sparse_step(model, batch, 1e-3, "tensor")
+    steps["add"] = add(parameters(model))
+    row |= environment()
     if importlib.util.find_spec("torch"):
-        steps["torch"] = torch_step(model, *batch)
-        versions["torch"] = importlib.metadata.version("torch")
-    row["versions"] = versions
-    times = interleave(steps, reps, time.process_time if cpu_time else time.perf_counter, PAUSE)
-    for name, values in times.items():
-        row[f"{name}_ms"] = [round(q, 2) for q in np.percentile(values, [25, 50, 75])]
+        steps["torch"] = torch_step(model, images, labels)
+        row["versions"]["torch"] = importlib.metadata.version("torch")
+    else:
+        print("PyTorch is not there: pip install 'cdl_jax[torch]' for its column", file=sys.stderr)
+    clock = time.process_time if cpu_time else time.perf_counter
+    times = interleave(steps, reps, clock=clock, pause=PAUSE)
+    row["ms"] = quartiles(times)
     if "torch" in times:
-        row["ratio"] = round(float(np.median(times["jax"] / times["torch"])), 3)
+        own = [name for name in ("jax", "sparse") if name in times]
+        row["ratio"] = {name: median_interval(times[name] / times["torch"]) for name in own}
     return row
 
 

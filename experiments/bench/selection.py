@@ -17,11 +17,7 @@ product with zeros, vdot(x, 0 * x) == 0.
 """
 
 import argparse
-import importlib.metadata
 import json
-import pathlib
-import platform
-import time
 from collections.abc import Callable
 
 import jax
@@ -32,6 +28,7 @@ from cdl_jax.core import select as xla
 from cdl_jax.native import available
 from cdl_jax.native import select as native
 from cdl_jax.native.finite import all_finite
+from experiments.bench.timing import Columns, environment, interleave, quartiles, rounds
 
 SLOW_ABOVE = 20_000_000  # entries; above it the slow columns run in three rounds only
 
@@ -64,11 +61,16 @@ def applied(fn: Callable, x: jax.Array) -> Callable[[], None]:
     return lambda: jax.block_until_ready(compiled(x))
 
 
+def _native() -> bool:
+    """Whether the kernels, which are for the CPU, can be measured here."""
+    return jax.default_backend() == "cpu" and available()
+
+
 def select_columns(update: jax.Array, k: int) -> dict[str, Callable[[], object]]:
     """What is measured for one size and density, by name."""
     magnitudes = np.abs(np.asarray(update))
     columns: dict[str, Callable[[], object]] = {"add": carried(lambda u, r: (u + r,), update)}
-    if available():
+    if _native():
         columns["native"] = carried(selection(native.error_feedback_top_k, k), update)
     columns |= {
         "xla": carried(selection(xla.xla_top_k, k), update),
@@ -81,50 +83,22 @@ def select_columns(update: jax.Array, k: int) -> dict[str, Callable[[], object]]
 def finite_columns(x: jax.Array) -> dict[str, Callable[[], object]]:
     """The checks that every entry is finite, by name."""
     columns: dict[str, Callable[[], object]] = {"add": carried(lambda u, r: (u + r,), x)}
-    if available():
+    if _native():
         columns["native"] = applied(lambda x: all_finite([x]), x)
     columns["isfinite"] = applied(lambda x: jnp.isfinite(x).all(), x)
     columns["vdot"] = applied(lambda x: jnp.vdot(x, 0 * x) == 0, x)
     return columns
 
 
-def interleave(columns: dict[str, Callable], reps: int, n: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each column, taken in turn after two warm-ups; NaN where left out."""
-    slow = {"xla", "top_k", "partition"} if n > SLOW_ABOVE else set()
-    times = {name: np.full(reps + 2, np.nan) for name in columns}
-    for repetition in range(reps + 2):
-        for name, run in columns.items():
-            if name in slow and repetition >= 5:
-                continue
-            start = time.perf_counter()
-            run()
-            times[name][repetition] = 1e3 * (time.perf_counter() - start)
-    return {name: values[2:] for name, values in times.items()}
-
-
-def summary(times: dict[str, np.ndarray]) -> dict[str, object]:
+def summary(columns: Columns, reps: int, n: int) -> dict[str, object]:
     """Quartiles, and medians of the ratios to `add` round by round."""
+    slow = {"xla", "top_k", "partition"} if n > SLOW_ABOVE else set()
+    times = interleave(columns, reps, slow=slow)
+    ratios = {name: values / times["add"] for name, values in times.items()}
     return {
-        "ms": {
-            name: [round(float(q), 3) for q in np.nanpercentile(values, [25, 50, 75])]
-            for name, values in times.items()
-        },
-        "ratio": {
-            name: round(float(np.nanmedian(values / times["add"])), 2)
-            for name, values in times.items()
-        },
-    }
-
-
-def environment() -> dict[str, object]:
-    """Versions and the machine."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "device": f"{len(models)} x {models[0]}" if models else platform.processor(),
+        "rounds": rounds(times),
+        "ms": quartiles(times),
+        "ratio": {name: round(float(np.nanmedian(x)), 2) for name, x in ratios.items()},
     }
 
 
@@ -139,13 +113,13 @@ def main() -> None:
         update = jax.random.normal(jax.random.key(0), (n,))
         for density in arguments.density:
             k = max(1, int(density * n))
-            times = interleave(select_columns(update, k), arguments.reps, n)
-            row = {"n": n, "density": density, "k": k, "reps": arguments.reps}
-            print(json.dumps(row | summary(times) | environment()), flush=True)
+            row = {"n": n, "density": density, "k": k}
+            row |= summary(select_columns(update, k), arguments.reps, n)
+            print(json.dumps(row | environment()), flush=True)
         if arguments.finite:
-            times = interleave(finite_columns(update), arguments.reps, n)
-            row = {"n": n, "check": "finite", "reps": arguments.reps}
-            print(json.dumps(row | summary(times) | environment()), flush=True)
+            row = {"n": n, "check": "finite"}
+            row |= summary(finite_columns(update), arguments.reps, n)
+            print(json.dumps(row | environment()), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from cdl_jax.wire import decode_update, encode_update
 from cdl_jax.wire.codec import Piece, encode_body
 from cdl_jax.wire.numbers import numpy_decode_gaps, numpy_encode_gaps, varint
 from cdl_jax.wire.positions import decode, encode
-from experiments.bench.selection import environment
+from experiments.bench.timing import environment
 from experiments.fuzz import in_numpy
 
 N = 25_000_000
