@@ -1,8 +1,10 @@
+import itertools
 import time
+from typing import Any
 
 import pytest
 
-from cdl_jax.train.arrival import Arrivals
+from cdl_jax.train.arrival import Arrivals, LiveArrivals
 
 
 def test_triggers_cover_the_stream_once_and_the_last_may_be_short():
@@ -49,6 +51,23 @@ def test_a_trigger_may_be_of_another_size_at_some_positions():
     begin = time.monotonic()
     next(iter(late))
     assert time.monotonic() - begin < 0.3  # a sample's time, not eight
+
+
+def test_a_live_trigger_may_be_of_another_size_at_some_positions():
+    class Here:
+        __len__ = wait = lambda self, *_: 20
+
+        def arrived_at(self, place):
+            return float(place)
+
+    data: Any = Here()
+    arrivals = LiveArrivals(0, data, 8, lambda: 31, size=lambda at: 2 if at in (8, 10) else 8)
+    spans, here = [], []
+    for trigger in itertools.islice(arrivals, 4):
+        spans.append((trigger.start, trigger.stop))
+        here.append(arrivals.next_is_here())
+    assert spans == [(0, 8), (8, 10), (10, 12), (12, 20)]
+    assert here == [True, True, True, False]
 
 
 def test_a_time_trigger_takes_what_has_arrived_up_to_a_batch():
