@@ -7,7 +7,8 @@ orders of magnitude at 1e-4 on ResNet50 and DenseNet161 with global scope and va
 fewer, three at 1e-3 on models of over a million parameters.
 
 The gradients come from one program, the sparse step from another that is given them: so a form
-costs one small compilation. Rows that the file holds already are not measured again.
+costs one small compilation. Rows that the file holds already are not measured again; each says
+when and on what it was measured, and what the file says holds for the rows that do not.
 
     python -m experiments.update_bytes          about an hour on 2 CPU cores
 """
@@ -32,7 +33,8 @@ from cdl_jax.data import ImageData, load
 from cdl_jax.models import classifier, create_model
 from cdl_jax.wire.keys import SigningKey
 from experiments.cells import FORMS, MODELS, SCOPES
-from experiments.runs import conditions, save
+from experiments.origin import origin
+from experiments.runs import conditions, save, stamp
 
 FILE = "update_bytes.json"
 PAST, TRIGGER, BATCH, MEASURED = 10_000, 8, 128, 4
@@ -60,7 +62,8 @@ class Options:
 def main(options: Options) -> int:
     """Measures what is missing, writes update_bytes.json after every row."""
     path = pathlib.Path(options.results) / FILE
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    found = json.loads(path.read_text()) if path.exists() else _new(options)
+    rows = found["rows"]
     for name in options.models:
         wanted: list[tuple[float, Scope, Values]] = [
             (d, s, v) for d in options.densities for s in SCOPES for v in options.values
@@ -72,9 +75,10 @@ def main(options: Options) -> int:
             tx = cdl_jax.sparsify_top_k(density, scope=scope, values=values)
             rows.append({
                 "model": name, "density": density, "scope": scope, "values": values,
-                **source.measure(tx, options.steps),
+                **source.measure(tx, options.steps), "dense_steps": options.dense_steps,
+                "data": origin(source.data.name), **stamp(),
             })  # fmt: skip
-            _save(options, rows)
+            save(options.results, FILE, {**found, "rows": sorted(rows, key=_order)})
             jax.clear_caches()
     return 0
 
@@ -143,13 +147,12 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["model"], row["density"], row["scope"], row["values"]
 
 
-def _save(options: Options, rows: list[dict[str, Any]]) -> None:
+def _new(options: Options) -> dict[str, Any]:
     about = (
         f"Real updates after {options.dense_steps} dense steps from random weights (seed 0), means "
         f"of {MEASURED}; headers, digest, signature and BatchNorm statistics included."
     )
-    where = conditions("python -m experiments.update_bytes")
-    save(options.results, FILE, {"about": about, **where, "rows": sorted(rows, key=_order)})
+    return {"about": about, **conditions("python -m experiments.update_bytes"), "rows": []}
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:

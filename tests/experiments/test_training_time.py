@@ -1,0 +1,61 @@
+import itertools
+import types
+
+import numpy as np
+import pytest
+
+from experiments import training_time
+from experiments.training_time import Pace, Stream
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training_time.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_streams_have_their_turns_within_a_retraining_at_their_own_cost(clock):
+    order = []
+
+    def step(name):
+        clock[0] += 1
+        order.append(name)
+        return np.zeros(())
+
+    def take(samples):
+        clock[0] += 5
+        order.append(samples)
+
+    stream = types.SimpleNamespace(take=take)
+    pace = Pace(step, 25, [stream, stream])
+    whole = training_time.timed(lambda: [pace.step("step") for _ in range(25)])
+    assert order.count(1000) == 2 * 10  # ten turns of two
+    assert sum(x for x in order if x != "step") == 2 * training_time.SEGMENT
+    assert (whole, pace.elsewhere) == (25 + 20 * 5, 20 * 5)
+    runs = [len(list(some)) for name, some in itertools.groupby(order) if name == "step"]
+    assert max(runs) == 3  # the turns are spread
+
+
+def stream(trigger):
+    """A stream whose steps say which samples they take."""
+    taken = []
+    out = Stream.__new__(Stream)
+    out.config = types.SimpleNamespace(trigger=trigger)
+    out.feed = types.SimpleNamespace(batch=lambda arrived, *_: arrived)
+    out.steps = types.SimpleNamespace(
+        take=lambda state, arrived: (taken.append((arrived.start, arrived.stop)), None)
+    )
+    out.state, out.seconds, out.version, out.position, out.due = None, 0.0, 0, 10_000, 10_000
+    return out, taken
+
+
+@pytest.mark.parametrize("trigger", [8, 64])
+def test_only_the_last_step_is_short_however_the_turns_fall(trigger):
+    out, taken = stream(trigger)
+    for _ in range(50):
+        out.take(1000)
+    out.take(0, last=True)
+    assert [first for first, _ in taken] == list(range(10_000, 60_000, trigger))
+    assert [stop for _, stop in taken] == [*range(10_000 + trigger, 60_000, trigger), 60_000]
+    assert out.version == len(taken) == -(-50_000 // trigger)  # the grid's number
