@@ -1,6 +1,8 @@
 import dataclasses
+import functools
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import pytest
 from cdl_jax.data import UniformHistory, load
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import ConfigError, LogError, TrainingError
-from cdl_jax.train import TrainConfig, run, strategies
+from cdl_jax.train import TrainConfig, job, run, strategies
 from cdl_jax.train.delivery import Delivery
 from cdl_jax.train.loop import ContinuousTrainer
+from tests.train.small import crash
 
 QUICK = TrainConfig(
     initial_samples=128, epochs=1, limit=80, trigger=8, batch_size=32, density=0.01,
@@ -84,23 +87,48 @@ def test_every_strategy_runs_and_replicates(tmp_path, changes):
     assert summary.full_digests == summary.versions > 1
 
 
-def test_scores_are_those_of_the_deployed_model_before_it_trains(tmp_path):
-    """Replays the log in NumPy and scores each trigger with the version before it."""
-    from cdl_jax.models import classifier, create_model
+@pytest.mark.parametrize("delay", [0, 20])
+def test_scores_are_those_of_the_model_that_met_the_sample(tmp_path, delay):
+    """Replays the log in NumPy: a sample is met by the version that the labels before it made."""
+    go(tmp_path, label_delay=delay, window=30, fading_factor=0.05)
+    logits = _logits_of_every_version(tmp_path / "log")
+    labels = load("digits").batch(slice(128, 208))["label"]
+    met = [logits[max(0, at - delay) // 8][at] for at in range(80)]
+    right = [int(x.argmax() == label) for x, label in zip(met, labels, strict=True)]
+    losses = [
+        np.log(np.exp(x.astype(np.float64)).sum()) - x[label]
+        for x, label in zip(met, labels, strict=True)
+    ]
+    for record in lines(tmp_path / "run"):
+        stop = 8 * record["version"]
+        assert record["correct"] == sum(right[stop - 8 : stop])
+        assert record["accuracy"] == sum(right[:stop]) / stop
+        expected = {
+            "prequential_loss": np.mean(losses[stop - 8 : stop]),
+            "mean_loss": np.mean(losses[:stop]),
+            "window_loss": np.mean(losses[max(0, stop - 30) : stop]),
+            "window_accuracy": np.mean(right[max(0, stop - 30) : stop]),
+            "fading_loss": functools.reduce(lambda m, x: m + 0.05 * (x - m), losses[:stop]),
+        }
+        assert {name: record[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert len({x.tobytes() for x in logits}) == 11  # else any version would do
 
-    go(tmp_path)
-    data, log = load("digits"), open_log(str(tmp_path / "log"))
-    predict = classifier(create_model("lenet5"), (data.mean, data.std)).predict_fn
+
+def _logits_of_every_version(log):
+    """Of the 80 samples of the stream, [version][sample]."""
     from cdl_jax.deploy.numpy_model import NumpyModel
+    from cdl_jax.models import classifier, create_model
     from cdl_jax.wire import decode_snapshot, decode_update
 
+    data, log = load("digits"), open_log(str(log))
+    predict = classifier(create_model("lenet5"), (data.mean, data.std)).predict_fn
+    images, out = data.batch(slice(128, 208))["image"], []
     model = NumpyModel(decode_snapshot(log.read_snapshot(0)))
-    for record in lines(tmp_path / "run"):
-        start = 128 + 8 * (record["version"] - 1)
-        batch = data.batch(slice(start, start + 8))
-        logits = np.asarray(predict(model.tree()["params"], {}, batch["image"]))
-        assert record["correct"] == int((logits.argmax(1) == batch["label"]).sum())
-        model.apply(model.plan(decode_update(log.read(record["version"]))))
+    for version in range(11):
+        if version:
+            model.apply(model.plan(decode_update(log.read(version))))
+        out.append(np.asarray(predict(model.tree()["params"], {}, images)))
+    return out
 
 
 def test_history_is_what_came_before_and_new_samples_are_all_there(monkeypatch, tmp_path):
@@ -208,3 +236,31 @@ def test_an_interrupt_in_mid_version_ends_between_two(tmp_path, monkeypatch, own
     replica = Replica(log)
     replica.catch_up()
     assert replica.full_digest() == summary.digest
+
+
+@pytest.mark.parametrize(
+    ("package", "changes", "words"),
+    [("river", {"on_drift": "share", "detector": "adwin"}, "detector adwin needs river: pip"),
+     ("mlflow", {"track": "mlflow"}, "track mlflow needs more: pip install")],
+)  # fmt: skip
+def test_a_missing_extra_is_told_before_the_initial_training(
+    tmp_path, monkeypatch, package, changes, words
+):
+    begun = []
+    monkeypatch.setattr(job, "fit", lambda *a, **k: begun.append(1))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=words):
+        go(tmp_path, **changes)
+    assert not begun
+
+
+def test_a_limit_before_what_is_made_again_is_refused(tmp_path, monkeypatch):
+    quick = {"model": "mlp", "checkpoint_every": 4, "digest_every": 0}
+    crash(monkeypatch, 7, lambda: go(tmp_path, **quick))
+    log = open_log(str(tmp_path / "log"))
+    blobs = [log.read(version) for version in (5, 6, 7)]
+    with pytest.raises(ConfigError, match="limit is 44, but .*/run is .* took 64 .* give 64 or"):
+        go(tmp_path, **quick, limit=44)  # version 8 was on its way
+    assert go(tmp_path, **quick, limit=64).versions == 8
+    assert [log.read(version) for version in (5, 6, 7)] == blobs
+    assert go(tmp_path, **quick, limit=44).versions == 8  # nothing is left to be made again
