@@ -1,10 +1,12 @@
 """The command line: cdl-jax train | replica | serve | inspect | rollback | keygen."""
 
 import dataclasses
+import os
 import pathlib
 import signal
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -39,21 +41,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(words)
-    except CdlError as error:
-        print(f"cdl-jax: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("cdl-jax: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (CdlError, KeyboardInterrupt) as error:
+        return _told(error)
 
 
 def train(config: Any) -> int:
     """`cdl-jax train`: initial training, then the stream, published version by version."""
     from cdl_jax.train import run
 
-    summary = run(config)
+    try:
+        summary = run(config)
+    except BaseException as error:
+        if config.processes > 1:
+            # At its orderly exit JAX would wait for processes that may be gone, and then abort.
+            status = _told(error)
+            sys.stdout.flush()
+            os._exit(status)
+        raise
     print(summary.to_json(), end="")
     return INTERRUPTED if summary.interrupted else 0
+
+
+def _told(error: BaseException) -> int:
+    """Prints an error, one that a user can mend as a sentence; the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        print("cdl-jax: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, CdlError):
+        print(f"cdl-jax: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
 
 
 def replica(config: FollowConfig) -> int:

@@ -19,9 +19,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cdl_jax.errors import ConfigError, TrainingError
 from cdl_jax.train.arrival import Trigger
+from cdl_jax.train.link import Link
 
 AXIS = "batch"
-_SECONDS_TO_MEET, _SECONDS_TO_MISS = 120, 30  # before a process counts as dead
+_SECONDS_TO_MEET = 120
+_SECONDS_TO_MISS = 60  # before JAX aborts all processes for one of them; `Link` is to be quicker
 _TRIGGER = struct.Struct("<?qqdd")  # whether there is one, then a `Trigger`
 
 
@@ -30,6 +32,7 @@ class Cluster:
 
     Args:
       devices: of each process, 0 for all that it has.
+      link: to the other processes, where there are any.
 
     Attributes:
       leads: whether this is the process that reads the clock, keeps the records and writes.
@@ -40,7 +43,8 @@ class Cluster:
       ConfigError: when the process has fewer devices.
     """
 
-    def __init__(self, devices: int = 1):
+    def __init__(self, devices: int = 1, link: Link | None = None):
+        self._link = link
         self.leads, self.processes = jax.process_index() == 0, jax.process_count()
         chosen = _first_of_each(devices)
         self.devices = len(chosen)
@@ -57,24 +61,45 @@ class Cluster:
         """Meets the other processes of the run at the first one's address, if there are others.
 
         Raises:
-          ConfigError: when they do not meet, or there are fewer devices.
+          TrainingError: when they do not meet.
+          ConfigError: when there are fewer devices.
         """
-        if coordinator is not None and not jax.distributed.is_initialized():
-            # It would take SIGTERM, which ends a run between two versions, to itself.
-            jax.config.update("jax_enable_preemption_service", False)
-            try:
-                jax.distributed.initialize(
-                    coordinator, processes, process_id, initialization_timeout=_SECONDS_TO_MEET,
-                    heartbeat_timeout_seconds=_SECONDS_TO_MISS,
-                    shutdown_timeout_seconds=_SECONDS_TO_MISS,
-                )  # fmt: skip
-            except (RuntimeError, ValueError) as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                raise ConfigError(
-                    f"process {process_id} of {processes} did not meet the others at "
-                    f"{coordinator}: {first}"
-                ) from error
-        return cls(devices)
+        if coordinator is None or jax.distributed.is_initialized():
+            return cls(devices)
+        link = Link.meet(coordinator, processes, process_id, _SECONDS_TO_MEET)
+        # It would take SIGTERM, which ends a run between two versions, to itself.
+        jax.config.update("jax_enable_preemption_service", False)
+        try:
+            jax.distributed.initialize(
+                coordinator, processes, process_id, initialization_timeout=_SECONDS_TO_MEET,
+                heartbeat_timeout_seconds=_SECONDS_TO_MISS,
+                shutdown_timeout_seconds=_SECONDS_TO_MISS,
+            )  # fmt: skip
+        except (RuntimeError, ValueError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TrainingError(
+                f"process {process_id} of {processes} met the others at {coordinator}, but JAX "
+                f"did not: {first}"
+            ) from error
+        return cls(devices, link)
+
+    def together(self) -> contextlib.AbstractContextManager[Any]:
+        """The work of all processes, which ends when one is gone; see `Link.together`."""
+        return contextlib.nullcontext() if self._link is None else self._link.together()
+
+    def check_shares(self, name: str, samples: int) -> None:
+        """Whether the devices can share out batches of so many samples.
+
+        Raises:
+          ConfigError: when some would have more than others.
+        """
+        if samples % self.devices:
+            fits = samples - samples % self.devices
+            mend = f"{fits} or {fits + self.devices}" if fits else self.devices
+            raise ConfigError(
+                f"{name} is {samples}, which {self.devices} devices cannot share out evenly; give "
+                f"{mend}, or other --devices"
+            )
 
     def facts(self) -> dict[str, int]:
         """What the bits depend on, in JSON's types."""
@@ -87,7 +112,8 @@ class Cluster:
     def put(self, batch: Any) -> Any:
         """A batch, the same on every process, as the steps take it.
 
-        It is sharded by samples, or replicated where their number is no multiple of the devices'.
+        It is sharded by samples. Where their number is no multiple of the devices', as an epoch's
+        last batch may be, it is replicated.
         """
         if self._mesh is None:
             return batch  # a program takes NumPy's arrays in less time than a device_put each

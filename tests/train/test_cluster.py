@@ -1,12 +1,15 @@
 """One model on several devices and in several processes."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -23,6 +26,7 @@ QUICK = {
     "initial_samples": 128, "epochs": 1, "limit": 64, "trigger": 8, "batch_size": 32,
     "density": 0.01, "snapshot_every": 4, "digest_every": 2, "checkpoint_every": 3,
 }  # fmt: skip
+ROOT = pathlib.Path(__file__).parents[2]
 go = functools.partial(small.go, TrainConfig(**QUICK))
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -101,6 +105,11 @@ def test_another_process_is_told_apart(monkeypatch):
         ({"coordinator": "127.0.0.1:1"}, "a single one none"),
         ({"devices": 2, "strategy": "full"}, "full runs on one device"),
         ({"devices": -1}, "devices is -1; give 0 or more"),
+        ({"processes": 2, "coordinator": "host"}, "coordinator is 'host'; give HOST:PORT"),
+        ({"processes": 2, "coordinator": "http://host:1"}, "coordinator is 'http://host:1'; give"),
+        ({"devices": 8, "batch_size": 36}, "batch_size is 36, which 8 dev.* give 32 or 40, or"),
+        ({"devices": 8, "strategy": "online", "trigger": 6}, "trigger is 6, .* give 8, or other"),
+        ({"devices": 8, "strategy": "online", "trigger_seconds": 1.0}, "batches of any size"),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path, changes, words):
@@ -108,27 +117,36 @@ def test_what_cannot_be_is_said(tmp_path, changes, words):
         go(tmp_path, **changes)
 
 
-def two_processes(path, **changes):
-    """The summaries of both processes of a run."""
+@contextlib.contextmanager
+def two_started(path, folders=(None, None), **changes):
+    """Both processes of a run, each in a folder."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    settings = {**QUICK, **changes, "coordinator": f"127.0.0.1:{port}", "processes": 2}
+    settings = {**QUICK, "log": path / "log", "run": path / "run", **changes}
+    settings |= {"coordinator": f"127.0.0.1:{port}", "processes": 2}
     words = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
-    places = [f"--log={path}/log", f"--run={path}/run"]
-    command = [sys.executable, "-m", "cdl_jax.cli", "train", *words, *places]
+    command = [sys.executable, "-m", "cdl_jax.cli", "train", *words]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
             [*command, f"--process-id={i}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, text=True,
+            env=env, cwd=folder, text=True,
         )
-        for i in (0, 1)
+        for i, folder in enumerate(folders)
     ]  # fmt: skip
     try:
-        out = [process.communicate(timeout=240) for process in started]
+        yield started
     finally:
         for process in started:
             process.kill()
+            process.communicate()
+
+
+def two_processes(path, folders=(None, None), **changes):
+    """The summaries of both processes of a run."""
+    with two_started(path, folders, **changes) as started:
+        out = [process.communicate(timeout=240) for process in started]
     assert [process.returncode for process in started] == [0, 0], out
     return [json.loads(stdout[stdout.index("{\n") :]) for stdout, _ in out]
 
@@ -150,8 +168,62 @@ def test_two_processes_train_one_model_and_one_of_them_writes(tmp_path):
     apart = np.abs(weights(tmp_path) - weights(tmp_path / "one"))
     assert np.percentile(apart, 99) < 1e-5  # what was sent in one run and not yet in the other
     assert apart.max() < 2e-2
-    about = json.loads((tmp_path / "run" / "about.json").read_text())
+    about = json.loads((tmp_path / "run" / "about.json").read_text())[-1]
     assert about["program"] | {"devices": 2, "processes": 2} == about["program"]
+
+
+def flat(folder, **changes):
+    """A run on a few features, whose programs compile in no time, and its data."""
+    folder.mkdir(exist_ok=True)
+    fields = {"x": np.random.default_rng(0).normal(size=(300, 4)), "label": np.arange(300) % 3}
+    np.savez(folder / "d.npz", **fields, **changes)
+    return {"dataset": "numpy:d.npz", "model": "mlp"}
+
+
+def test_two_processes_train_densely_what_one_does(tmp_path, monkeypatch):
+    dense = flat(tmp_path) | {"strategy": "proactive", "epochs": 3, "run": None}
+    lead, other = two_processes(tmp_path / "two", folders=(tmp_path, tmp_path), **dense)
+    monkeypatch.chdir(tmp_path)
+    one = go(tmp_path / "one", **dense)
+    assert lead["digest"] == other["digest"] != one.digest
+    apart = np.abs(weights(tmp_path / "one") - weights(tmp_path / "two"))
+    assert apart.max() < 1e-3
+    assert apart.mean() < 1e-5
+    assert abs(one.loss - lead["loss"]) < 1e-4
+
+
+def test_hosts_with_other_data_are_told_before_they_train(tmp_path):
+    same = flat(tmp_path / "a")
+    flat(tmp_path / "b")
+    labels = np.arange(300) % 3
+    labels[190] = 2  # of 192 that the run takes
+    x = np.load(tmp_path / "a" / "d.npz")["x"]
+    np.savez(tmp_path / "b" / "d.npz", x=x, label=labels)
+    with two_started(tmp_path, (tmp_path / "a", tmp_path / "b"), **same) as started:
+        errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1]
+    assert "cdl-jax: process 1 is not like process 0; start every process with the s" in errors[0]
+    assert "process 0: content of the data, labels of the data differ here; start" in errors[1]
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_who_is_left_says_which_process_is_gone(tmp_path, dead):
+    settings = flat(tmp_path) | {"pace": 4, "trigger": 4}  # longer than the test
+    with two_started(tmp_path, (tmp_path, tmp_path), **settings) as started:
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert [process.poll() for process in started] == [None, None]
+            time.sleep(0.1)
+        started[dead].kill()
+        error = started[1 - dead].communicate(timeout=60)[1]
+    assert started[1 - dead].returncode == 1
+    assert error.endswith(
+        f"cdl-jax: process {dead} is gone; start all processes again; with --run they go on from "
+        "the newest checkpoint\n"
+    )
+    if dead == 1:
+        with open_log(str(tmp_path / "log")).claim():
+            pass  # its owner let it go
 
 
 def test_the_settings_of_the_cluster_are_no_part_of_a_runs():
