@@ -188,11 +188,6 @@ def _check_processes(config: "TrainConfig") -> None:
             f"coordinator is {config.coordinator!r}; give HOST:PORT of process 0, such as "
             "10.0.0.1:8476"
         )
-    if config.devices != 1 and config.strategy == "online" and config.trigger_seconds is not None:
-        raise ConfigError(
-            "strategy online with trigger_seconds takes batches of any size, which devices cannot "
-            "share out; give --trigger, or --devices 1"
-        )
     if (config.processes > 1 or config.devices != 1) and config.strategy in ("full", "frozen"):
         raise ConfigError(f"strategy {config.strategy} runs on one device of one process")
     if config.processes > 1 and config.initial is not None:
