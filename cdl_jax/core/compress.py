@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Literal
 
@@ -86,8 +87,8 @@ def quantize(bits: int) -> Compressor:
       Alistarh et al., QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding,
       2017.
     """
-    if not 1 <= bits <= 16:
-        raise ValueError(f"bits is {bits}; give a whole number from 1 to 16")
+    if not _is_number(bits, numbers.Integral) or not 1 <= bits <= 16:
+        raise ValueError(f"bits is {bits!r}; give a whole number from 1 to 16")
     levels = 2.0 ** (bits - 1)
 
     def compress(updates, residuals, ks, *, global_scope, key):
@@ -124,10 +125,14 @@ def _check(density: float, scope: str, values: str) -> None:
             "density must be a Python number, for it sets shapes; under optax.inject_hyperparams "
             "name it in static_args"
         )
-    if not 0 < density <= 1:
-        raise ValueError(f"density is {density}; give the share of entries sent, in (0, 1]")
+    if not _is_number(density, numbers.Real) or not 0 < density <= 1:
+        raise ValueError(f"density is {density!r}; give the share of entries sent, in (0, 1]")
     if scope not in ("tensor", "global"):
         raise ValueError(f"scope is {scope!r}; give 'tensor' or 'global'")
+
+
+def _is_number(x: object, kind: type) -> bool:
+    return isinstance(x, kind) and not isinstance(x, bool)
 
 
 def _quantize(update, residual, levels: float, key) -> tuple[jax.Array, ...]:

@@ -51,9 +51,10 @@ def make_section(spec: layout.TreeSpec, places: tuple[int, ...], slots: int) -> 
     leaves = [spec.leaves[i] for i in places]
     sizes = tuple(leaf.size for leaf in leaves)
     if sum(sizes) + slots > INT32_MAX:
+        what = f"the tensor {leaves[0].name}" if len(leaves) == 1 else f"{len(leaves)} tensors"
+        mend = "split it" if len(leaves) == 1 else "use scope='tensor'"
         raise ValueError(
-            f"a section of {sum(sizes)} entries and {slots} slots passes int32's {INT32_MAX}; "
-            "use scope='tensor' or split the tensor"
+            f"{what} of {sum(sizes)} entries and {slots} slots passes int32's {INT32_MAX}; {mend}"
         )
     dtypes = tuple(leaf.dtype for leaf in leaves)
     if len(set(dtypes)) > 1 and any(layout.dtype_of(t).itemsize > 4 for t in dtypes):

@@ -55,6 +55,7 @@ def error_feedback(
       A transform whose `update` needs `params`. Non-floating leaves pass through.
 
     Raises:
+      TypeError: for something else than a compressor.
       ValueError: when `update` is called without params.
 
     Examples:
@@ -67,6 +68,11 @@ def error_feedback(
     References:
       Prapas et al. 2021, section 4; Stich et al., Sparsified SGD with Memory, 2018.
     """
+    if not isinstance(compressor, compress.Compressor):
+        raise TypeError(
+            f"error_feedback needs a compressor, got {compressor!r}; give top_k(density), "
+            "random_k(density) or quantize(bits)"
+        )
     global_scope, form = compressor.scope == "global", Form(compressor.values)
 
     def init_fn(params: Any) -> ErrorFeedbackState:
@@ -185,7 +191,9 @@ def _plans(params: Any, compressor: compress.Compressor) -> list[sections.Sectio
         )
     if len({_residual_dtype(flat.leaves[i]) for g in groups for i in g}) > 1 and len(groups) == 1:
         raise ValueError("global scope cannot mix float64 leaves with narrower ones")
-    return [sections.make_section(spec, g, sum(spec.leaves[i].size for i in g)) for g in groups]
+    sizes = [sum(spec.leaves[i].size for i in group) for group in groups]
+    rooms = [compressor.slots(size) for size in sizes]
+    return [sections.make_section(spec, *each) for each in zip(groups, rooms, strict=True)]
 
 
 def _check_structure(updates: Sorted, params: Sorted) -> None:

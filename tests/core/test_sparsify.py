@@ -229,6 +229,19 @@ def test_errors_say_what_to_do():
         tx.update({"a": jnp.ones(3)}, tx.init(params), params)
     with pytest.raises(ValueError, match="density is 2"):
         cdl_jax.sparsify_top_k(2)
+    with pytest.raises(TypeError, match=r"needs a compressor, got 0.1; give top_k\(density\)"):
+        cdl_jax.error_feedback(0.1)
+
+
+def test_tensors_beyond_int32_positions_are_named():
+    big = {"w": jax.ShapeDtypeStruct((2**31 - 10**6,), jnp.float32)}
+    fits = jax.eval_shape(cdl_jax.sparsify_top_k(1e-6).init, big)
+    assert fits.indices[0].shape == (2146,)
+    with pytest.raises(ValueError, match=r"the tensor w of 2146483648 entries.*; split it"):
+        jax.eval_shape(cdl_jax.sparsify_top_k(1e-2).init, big)
+    two = {"a": big["w"], "b": big["w"]}
+    with pytest.raises(ValueError, match="2 tensors of 4292967296 entries.*; use scope='tensor'"):
+        jax.eval_shape(cdl_jax.sparsify_top_k(1e-6, scope="global").init, two)
 
 
 def test_global_scope_refuses_eight_byte_leaves_beside_narrower_ones():
