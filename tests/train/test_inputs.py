@@ -125,6 +125,25 @@ def test_a_live_stream_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, monk
     assert max(segments) == 192
 
 
+def test_a_new_lineage_on_a_live_stream_asks_for_no_samples_that_are_gone(tmp_path, monkeypatch):
+    from cdl_jax.data import spool
+
+    monkeypatch.setattr(spool, "_SEGMENT_ROWS", 16)
+    settings = {"dataset": "iterator", "limit": None, "keep_checkpoints": 1, "batch_size": 16}
+    go(tmp_path, stream(165), **settings, history="reservoir", history_size=48)
+    for number, (history, size) in enumerate(
+        [("uniform", 48), ("window", 120), ("inverse_use", 48), ("balanced", 9), ("reservoir", 64)]
+    ):
+        words = rf"cannot go on with --history {history} of {size}: .*; keep --history reservoir of"
+        with pytest.raises(CheckpointError, match=words):
+            go(tmp_path, stream(0), **settings, history=history, history_size=size,
+               new_lineage=True, log=str(tmp_path / f"new{number}"))  # fmt: skip
+    for history, size, stop in [("reservoir", 20, 173), ("window", 20, 181), ("window", 16, 189)]:
+        summary = go(tmp_path, stream(8), **settings, history=history, history_size=size,
+                     new_lineage=True, log=str(tmp_path / f"{history}{size}"))  # fmt: skip
+        assert summary.samples == stop - 64
+
+
 def test_images_from_an_iterator_and_a_time_trigger(tmp_path):
     import time
 
