@@ -109,7 +109,7 @@ def test_another_process_is_told_apart(monkeypatch):
         ({"processes": 2, "coordinator": "http://host:1"}, "coordinator is 'http://host:1'; give"),
         ({"devices": 8, "batch_size": 36}, "batch_size is 36, which 8 dev.* give 32 or 40, or"),
         ({"devices": 8, "strategy": "online", "trigger": 6}, "trigger is 6, .* give 8, or other"),
-        ({"devices": 8, "strategy": "online", "trigger_seconds": 1.0}, "batches of any size"),
+        ({"devices": 8, "strategy": "online", "trigger_seconds": 1.0}, "batch of another size"),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path, changes, words):
