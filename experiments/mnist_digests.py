@@ -5,10 +5,14 @@ A trainer process (the paper's settings, density 1e-3) recomputes the full diges
 every version. About 4 minutes on 2 CPU cores.
 
     python -m experiments.mnist_digests
+    python -m experiments.mnist_digests --limit 1600       200 versions, on an accelerator, say
+
+What ran elsewhere than on a CPU has the backend's name in its file's.
 """
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import shutil
 import subprocess
@@ -26,6 +30,8 @@ from experiments.runs import conditions, save
 class Options:
     """Settings of the comparison."""
 
+    dataset: str = "mnist"
+    """Streamed to the trainer: mnist or digits."""
     backend: str = "numpy"
     """Of the replica: numpy or jax."""
     values: str = "float32"
@@ -41,7 +47,9 @@ class Options:
 def main(options: Options) -> int:
     """Compares, writes mnist_digests_BACKEND.json; 0 when all are equal."""
     (result,) = compare(options, [options.backend])
-    save(options.results, f"mnist_digests_{options.backend}.json", result)
+    trained_on = result["device"].split()[0]
+    where = "" if trained_on == "cpu" else f"_{trained_on}"
+    save(options.results, f"{options.dataset}_digests_{options.backend}{where}.json", result)
     return 0 if result["full_digests_equal"] == -(-options.limit // 8) else 1
 
 
@@ -50,7 +58,7 @@ def compare(options: Options, backends: Sequence[str]) -> list[dict[str, Any]]:
     folder = pathlib.Path(options.folder)
     shutil.rmtree(folder, ignore_errors=True)
     trainer = start(
-        "train", "--dataset=mnist", "--density=0.001", "--digest-every=1",
+        "train", f"--dataset={options.dataset}", "--density=0.001", "--digest-every=1",
         f"--values={options.values}", f"--limit={options.limit}",
         f"--log={folder}/log", f"--run={folder}/trainer",
     )  # fmt: skip
@@ -77,7 +85,7 @@ def row(options: Options, backend: str, folder: pathlib.Path) -> dict[str, Any]:
         for name in ("trainer", backend)
     )
     column = "".join(f"{v} {ours[v]}\n" for v in sorted(ours))
-    command = f"python -m experiments.mnist_digests --backend {backend}"
+    command = f"python -m experiments.mnist_digests --dataset {options.dataset}"
     return {
         "replica": backend,
         "values": options.values,
@@ -85,14 +93,17 @@ def row(options: Options, backend: str, folder: pathlib.Path) -> dict[str, Any]:
         "full_digests_equal": sum(ours[v] == theirs.get(v) for v in ours),
         "sha256_of_all_lines_version_digest": hashlib.sha256(column.encode()).hexdigest(),
         "every_500th": {v: ours[v] for v in sorted(ours) if v % 500 == 0 or v == len(ours)},
-        **conditions(f"{command} --values {options.values} --limit {options.limit}"),
+        **conditions(
+            f"{command} --backend {backend} --values {options.values} --limit {options.limit}"
+        ),
     }
 
 
 def start(*words: str) -> "subprocess.Popen[bytes]":
-    """A cdl-jax command as a process of its own."""
+    """A cdl-jax command as a process of its own, which leaves an accelerator room for others."""
     command = [sys.executable, "-m", "cdl_jax.cli", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
 
 
 if __name__ == "__main__":
