@@ -135,11 +135,6 @@ class Watch:
         known = self._known(version)
         return known is not None and position < known.until
 
-    def trigger(self, version: int, position: int) -> int:
-        """New samples that trigger the step that makes `version` from those at `position` on."""
-        sooner = self.answers("trigger", version, position)
-        return self._config.drift_trigger if sooner else self._config.trigger
-
     def resets(self, version: int) -> bool:
         """Whether the optimizer is reset before the step that makes `version`."""
         known = self._known(version)

@@ -150,7 +150,8 @@ class ContinuousTrainer:
         )  # fmt: skip
 
     def _size(self, position: int) -> int:
-        return self._watch.trigger(self._version + 1, position)
+        sooner = self._watch.answers("trigger", self._version + 1, position)
+        return self._config.drift_trigger if sooner else self._taker.arriving_most
 
     def _together(
         self, triggers: Iterable[Trigger], arrivals: Arrivals | LiveArrivals

@@ -187,20 +187,17 @@ def test_an_answer_that_would_change_no_step_is_refused(settings, why):
     TrainConfig(**settings | {"on_drift": ""}).checked()
 
 
-def test_an_answer_cuts_the_triggers_smaller_and_the_detector_still_sees_as_many_samples(
-    monkeypatch,
-):
+def test_the_detector_sees_whole_triggers_where_an_answer_cuts_them_smaller(monkeypatch):
     told = []
     finds = types.SimpleNamespace(update=lambda value: bool(told.append(value)) or len(told) == 2)
     monkeypatch.setattr(drift, "detector", lambda name, threshold: finds)
     settings = {"trigger": 8, "drift_samples": 24, "detector": "accuracy"}
     watch, position, sizes = Watch(TrainConfig(on_drift="trigger", **settings)), 100, []
     for version in range(1, 16):
-        sizes.append(watch.trigger(version, position))
+        sizes.append(2 if watch.answers("trigger", version, position) else 8)
         position += sizes[-1]
         line = {"version": version, "position": position, "samples": sizes[-1],
                 "correct": 1 if version % 2 else 0, "prequential_loss": None}  # fmt: skip
         watch.update(line)
     assert sizes == [8] * 3 + [2] * 8 + [8] * 4
     assert told == [1 / 8, 0, 1 / 8, 2 / 8, 2 / 8, 0, 1 / 8, 0, 1 / 8]
-    assert Watch(TrainConfig(on_drift="reset", **settings)).trigger(9, 100) == 8
