@@ -201,3 +201,13 @@ def test_the_detector_sees_whole_triggers_where_an_answer_cuts_them_smaller(monk
         watch.update(line)
     assert sizes == [8] * 3 + [2] * 8 + [8] * 4
     assert told == [1 / 8, 0, 1 / 8, 2 / 8, 2 / 8, 0, 1 / 8, 0, 1 / 8]
+
+
+@pytest.mark.parametrize("name", ["adwin", "page_hinkley"])
+def test_a_version_without_a_finite_loss_does_not_blind_the_detector(name):
+    pytest.importorskip("river")
+    watch = Watch(TrainConfig(on_drift="share", detector=name))
+    lines = list(records(sudden()))
+    lines[100]["prequential_loss"] = None
+    assert [x["version"] for x in lines if watch.update(x)]
+    assert 300 < watch.found[0].version < 330
