@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax.core import digest, layout, rounding
-from cdl_jax.core.tree import from_bits, is_trainable, to_bits
+from cdl_jax.core import digest, layout, rounding, xla_sections
+from cdl_jax.core.tree import from_bits, to_bits
 from cdl_jax.native import available, entries
 
-INT32_MAX = 2**31 - 1
-_SMALL = 1 << 10  # slots
+INT32_MAX = xla_sections.INT32_MAX
 
 
 class Section(NamedTuple):
@@ -100,7 +99,7 @@ def read(
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
     def in_xla(groups: Any, indices: Any) -> list[jax.Array]:
-        return [_gather(*each) for each in zip(plans, groups, indices, strict=True)]
+        return [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
 
     def in_native(groups: Any, indices: Any) -> list[jax.Array]:
         return list(entries.read_entries(groups, indices, [plan.bits for plan in plans]))
@@ -126,23 +125,42 @@ def write(
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
     def in_xla(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
-        groups, _ = jax.lax.optimization_barrier((groups, after))
-        parts = zip(plans, groups, indices, bits, strict=True)
-        return [leaf for each in parts for leaf in _scatter(*each)]
+        return xla_sections.scatter(plans, groups, indices, bits, after)
 
     def in_native(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
         return list(entries.write_entries(groups, indices, bits, after))
 
-    out = list(leaves)
     if not plans:
-        return out
-    places = [i for plan in plans for i in plan.places]
-    words = [new.astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
-    operands = groups, list(indices), words, list(after)
-    written = _by_platform(in_native, in_xla, *operands)
-    for i, leaf in zip(places, written, strict=True):
-        out[i] = leaf
-    return out
+        return list(leaves)
+    operands = groups, list(indices), _words_of(plans, bits), list(after)
+    return _replaced(leaves, plans, _by_platform(in_native, in_xla, *operands))
+
+
+def rewrite(
+    plans: Sequence[Section],
+    leaves: Sequence[jax.Array],
+    indices: Sequence[jax.Array],
+    bits: Sequence[jax.Array],
+    after: Sequence[jax.Array] = (),
+) -> tuple[list[jax.Array], jax.Array]:
+    """`write` and `change` of the same leaves; one pass where the kernels do it."""
+    if not plans:
+        return list(leaves), jnp.zeros(digest.LANES, jnp.uint32)
+    groups = [[leaves[i] for i in plan.places] for plan in plans]
+
+    def in_xla(groups: Any, indices: Any, bits: Any, after: Any) -> tuple[list[jax.Array], Any]:
+        old = [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
+        delta = xla_sections.change(plans, indices, old, bits)
+        return xla_sections.scatter(plans, groups, indices, bits, [delta, *after]), delta
+
+    def in_native(groups: Any, indices: Any, bits: Any, after: Any) -> tuple[list[jax.Array], Any]:
+        seeds = [plan.seeds for plan in plans]
+        written, delta = entries.rewrite_entries(groups, indices, bits, seeds, after)
+        return list(written), delta
+
+    operands = groups, list(indices), _words_of(plans, bits), list(after)
+    written, delta = _by_platform(in_native, in_xla, *operands)
+    return _replaced(leaves, plans, written), delta
 
 
 def change(
@@ -157,20 +175,32 @@ def change(
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
     def in_xla(groups: Any, indices: Any, bits: Any) -> jax.Array:
-        old = [_gather(*each) for each in zip(plans, groups, indices, strict=True)]
-        return _change(plans, indices, old, bits)
+        old = [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
+        return xla_sections.change(plans, indices, old, bits)
 
     def in_native(groups: Any, indices: Any, bits: Any) -> jax.Array:
         return entries.digest_change(groups, indices, bits, [plan.seeds for plan in plans])
 
-    words = [new.astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
-    return _by_platform(in_native, in_xla, groups, list(indices), words)
+    return _by_platform(in_native, in_xla, groups, list(indices), _words_of(plans, bits))
+
+
+def _words_of(plans: Sequence[Section], bits: Sequence[jax.Array]) -> list[jax.Array]:
+    return [new.astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
+
+
+def _replaced(
+    leaves: Sequence[jax.Array], plans: Sequence[Section], written: Sequence[jax.Array]
+) -> list[jax.Array]:
+    out = list(leaves)
+    for i, leaf in zip([i for plan in plans for i in plan.places], written, strict=True):
+        out[i] = leaf
+    return out
 
 
 def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
     """Slots in use of each section, int32[number of sections]."""
     out = jnp.zeros(len(plans), jnp.int32)
-    for batch in _batches(indices):
+    for batch in xla_sections.batches(indices):
         sizes = [indices[s].size for s in batch]
         # By NumPy: XLA would fold a repeat of constants for seconds.
         limits = np.repeat(np.array([plans[s].total for s in batch], np.int32), sizes)
@@ -180,114 +210,7 @@ def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
     return out
 
 
-def _batches(indices: Sequence[jax.Array]) -> list[list[int]]:
-    """Small sections together, for a hundred kernels cost more to launch than their work."""
-    small = [s for s, at in enumerate(indices) if at.size <= _SMALL]
-    return [
-        batch for batch in [small, *([s] for s in range(len(indices)) if s not in small)] if batch
-    ]
-
-
 def _by_platform(in_native: Any, in_xla: Any, *operands: Any) -> Any:
     if not available():
         return in_xla(*operands)
     return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
-
-
-def _gather(section: Section, leaves: list[jax.Array], indices: jax.Array) -> jax.Array:
-    """Over several leaves, leaf t reads min(k, n_t) slots from its first one on and leaves what
-    lies beyond it to its successors, which overwrite it.
-    """
-    flats = [leaf.reshape(-1) for leaf in leaves]
-    if len(flats) == 1:
-        return to_bits(flats[0]).at[indices].get(mode="fill", fill_value=0, **_ORDERED)
-    starts, offsets, longest = _starts(section, indices)
-    padded = jnp.pad(indices, (0, longest), constant_values=INT32_MAX)
-    out = jnp.zeros(indices.size + longest, section.bits)
-    for t, flat in enumerate(flats):
-        span = min(indices.size, flat.size)
-        local = jax.lax.dynamic_slice(padded, (starts[t],), (span,)) - offsets[t]
-        found = to_bits(flat).at[local].get(mode="fill", fill_value=0, indices_are_sorted=True)
-        out = jax.lax.dynamic_update_slice(out, found.astype(section.bits), (starts[t],))
-    valid = indices < section.total
-    return jnp.where(valid, out[: indices.size], jnp.zeros((), section.bits))
-
-
-def _scatter(
-    section: Section, leaves: list[jax.Array], indices: jax.Array, bits: jax.Array
-) -> list[jax.Array]:
-    if len(leaves) == 1:
-        return [_set(leaves[0], indices, bits, **_ORDERED)]
-    starts, offsets, longest = _starts(section, indices)
-    padded = jnp.pad(indices, (0, longest), constant_values=INT32_MAX)
-    values = jnp.pad(bits, (0, longest))
-    out = []
-    for t, leaf in enumerate(leaves):
-        span = min(indices.size, leaf.size)
-        local = jax.lax.dynamic_slice(padded, (starts[t],), (span,)) - offsets[t]
-        value = jax.lax.dynamic_slice(values, (starts[t],), (span,))
-        out.append(_set(leaf, local, value, indices_are_sorted=True))
-    return out
-
-
-_ORDERED: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
-
-
-def _set(leaf: jax.Array, indices: jax.Array, bits: jax.Array, **how: Any) -> jax.Array:
-    """Writes bits into a leaf, every other entry keeps its own."""
-    bits, flat = bits.astype(layout.bits_dtype(leaf.dtype)), leaf.reshape(-1)
-    if flat.dtype.name in _MOVED or not is_trainable(flat):
-        flat = flat.at[indices].set(from_bits(bits, flat.dtype), mode="drop", **how)
-    else:
-        flat = from_bits(to_bits(flat).at[indices].set(bits, mode="drop", **how), flat.dtype)
-    return flat.reshape(leaf.shape)
-
-
-# XLA's CPU (jax 0.10) scatters other floats as wider ones, which quiets signalling NaNs and
-# flushes subnormals: they go as bits, at the price of a copy.
-_MOVED = ("float16", "float32", "float64")
-
-
-def _starts(section: Section, indices: jax.Array) -> tuple[jax.Array, np.ndarray, int]:
-    offsets = layout.ends(section.sizes)[:-1].astype(np.int32)
-    starts = jnp.searchsorted(indices, jnp.asarray(offsets)).astype(jnp.int32)
-    return starts, offsets, min(indices.size, max(section.sizes))
-
-
-def _seed_and_place(section: Section, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Seeds uint32[4, k] and positions within the leaf, uint32[k]."""
-    table = jnp.asarray(section.seeds)
-    if len(section.sizes) == 1:
-        return jnp.broadcast_to(table, (digest.LANES, indices.size)), indices.astype(jnp.uint32)
-    offsets = jnp.asarray(layout.ends(section.sizes)[:-1].astype(np.int32))
-    leaf = jnp.searchsorted(offsets, indices, side="right") - 1
-    return table[:, leaf], (indices - offsets[leaf]).astype(jnp.uint32)
-
-
-def _change(
-    plans: Sequence[Section],
-    indices: Sequence[jax.Array],
-    old: Sequence[jax.Array],
-    new: Sequence[jax.Array],
-) -> jax.Array:
-    total = jnp.zeros(digest.LANES, jnp.uint32)
-    for batch in _batches(indices):
-        words = [w for s in batch for w in _words(plans[s], indices[s], old[s], new[s])]
-        seed, place, before, after, valid = (
-            jnp.concatenate(parts, axis=-1) for parts in zip(*words, strict=True)
-        )
-        delta = digest.mix(jnp, place, after, seed) - digest.mix(jnp, place, before, seed)
-        total = total + jnp.sum(delta * valid, axis=1, dtype=jnp.uint32)
-    return total
-
-
-def _words(
-    section: Section, indices: jax.Array, old: jax.Array, new: jax.Array
-) -> list[tuple[jax.Array, ...]]:
-    """Per 32-bit word of an entry: seeds [4, k], places, old, new, and validity, each [k]."""
-    seed, local = _seed_and_place(section, indices)
-    valid = (indices < section.total).astype(jnp.uint32)
-    if old.dtype.itemsize < 8:
-        return [(seed, local, old.astype(jnp.uint32), new.astype(jnp.uint32), valid)]
-    halves = [[(bits >> shift).astype(jnp.uint32) for bits in (old, new)] for shift in (0, 32)]
-    return [(seed, 2 * local + jnp.uint32(i), *half, valid) for i, half in enumerate(halves)]

@@ -231,9 +231,9 @@ def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
         sections.bits_of(plan, was, e.values, e.scale)
         for plan, was, e in zip(plans, old, entries, strict=True)
     ]
-    delta = sections.change(plans, flat.leaves, indices, new)
-    after = [delta, *(was for was in old if was is not None)]
-    return flat.rebuild(sections.write(plans, flat.leaves, indices, new, after)), digest + delta
+    after = [was for was in old if was is not None]
+    written, delta = sections.rewrite(plans, flat.leaves, indices, new, after)
+    return flat.rebuild(written), digest + delta
 
 
 def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:

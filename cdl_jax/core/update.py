@@ -69,8 +69,7 @@ def apply_with_digest(
     leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
     old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
     bits = _bits(plans, update, old)
-    change = sections.change(plans, leaves, indices, bits)
-    written = sections.write(plans, leaves, indices, bits, [*old, change])
+    written, change = sections.rewrite(plans, leaves, indices, bits, old)
     return flat.rebuild(written), current + change
 
 

@@ -14,6 +14,7 @@ _KERNELS = (
     "error_feedback_top_k",
     "full_digest",
     "read_entries",
+    "rewrite_entries",
     "write_entries",
 )
 

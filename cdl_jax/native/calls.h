@@ -39,6 +39,7 @@ inline int64_t Threads(xla::ffi::ThreadPool& pool, int64_t entries, int64_t wort
 XLA_FFI_DECLARE_HANDLER_SYMBOL(ReadEntriesCall);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(WriteEntriesCall);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(DigestChangeCall);
+XLA_FFI_DECLARE_HANDLER_SYMBOL(RewriteEntriesCall);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(FullDigestCall);
 
 }  // namespace cdl

@@ -9,7 +9,7 @@ import numpy as np
 
 from cdl_jax.native import available
 
-__all__ = ["digest_change", "full_digest", "read_entries", "write_entries"]
+__all__ = ["digest_change", "full_digest", "read_entries", "rewrite_entries", "write_entries"]
 
 _Groups = Sequence[Sequence[jax.Array]]
 
@@ -69,6 +69,23 @@ def digest_change(
     result = jax.ShapeDtypeStruct((4,), jnp.uint32)
     call = _call("digest_change", result, {}, groups)
     return call(*_leaves(groups), *indices, *bits, np.concatenate(seeds, axis=1).T)
+
+
+def rewrite_entries(
+    groups: _Groups,
+    indices: Sequence[jax.Array],
+    bits: Sequence[jax.Array],
+    seeds: Sequence[np.ndarray],
+    after: Sequence[jax.Array] = (),
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """:func:`write_entries` and :func:`digest_change` in one pass over the entries."""
+    leaves = _leaves(groups)
+    results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    results.append(jax.ShapeDtypeStruct((4,), jnp.uint32))
+    call = _call("rewrite_entries", results, {t: t for t in range(len(leaves))}, groups)
+    table = np.concatenate(seeds, axis=1).T
+    *written, change = call(*leaves, *indices, *bits, table, *after)
+    return tuple(written), change
 
 
 def full_digest(leaves: Sequence[jax.Array], seeds: np.ndarray) -> jax.Array:

@@ -109,19 +109,26 @@ ffi::Error Read(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRet
   });
 }
 
+// The new leaves: where XLA did not reuse the old ones' buffers, copies of them.
+std::vector<char*> NewLeaves(const EntriesCall& call, ffi::RemainingRets rets) {
+  std::vector<char*> leaves;
+  for (size_t t = 0; t < call.leaves(); ++t) {
+    const ffi::AnyBuffer old = call.leaf(t);
+    leaves.push_back(static_cast<char*>(Get(rets.get<ffi::AnyBuffer>(t))->untyped_data()));
+    if (old.untyped_data() != leaves[t]) {
+      std::memcpy(leaves[t], old.untyped_data(), old.size_bytes());
+    }
+  }
+  return leaves;
+}
+
 ffi::Error Write(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                  ffi::Span<const int64_t> leaves) {
   return Guarded([&] {
     const EntriesCall call(args, leaves);
-    const auto data = [&](size_t t) {
-      return static_cast<char*>(Get(rets.get<ffi::AnyBuffer>(t))->untyped_data());
-    };
-    for (size_t t = 0; t < call.leaves(); ++t) {
-      const ffi::AnyBuffer old = call.leaf(t);
-      if (old.untyped_data() != data(t)) std::memcpy(data(t), old.untyped_data(), old.size_bytes());
-    }
+    const std::vector<char*> data = NewLeaves(call, rets);
     call.ForEach(
-        pool, data, [&](size_t s) { return call.bits(s); },
+        pool, [&](size_t t) { return data[t]; }, [&](size_t s) { return call.bits(s); },
         [](const Section& section, size_t) { WriteEntries(section); });
   });
 }
@@ -155,6 +162,26 @@ ffi::Error Change(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Wor
           sum.Add(lanes);
         });
     sum.CopyTo(out->typed_data());
+  });
+}
+
+// Write and Change at once: each entry's cache line is fetched once. The last result is the sums.
+ffi::Error Rewrite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                   ffi::Span<const int64_t> leaves) {
+  return Guarded([&] {
+    const EntriesCall call(args, leaves);
+    const std::vector<char*> data = NewLeaves(call, rets);
+    const uint32_t* seeds = call.seeds().typed_data();
+    Lanes sum;
+    call.ForEach(
+        pool, [&](size_t t) { return data[t]; }, [&](size_t s) { return call.bits(s); },
+        [&](const Section& section, size_t first) {
+          uint32_t lanes[kLanes] = {};
+          AddChange(section, seeds + kLanes * first, lanes);
+          WriteEntries(section);
+          sum.Add(lanes);
+        });
+    sum.CopyTo(Get(rets.get<Words>(call.leaves()))->typed_data());
   });
 }
 
@@ -203,6 +230,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DigestChangeCall, Change,
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .Ret<Words>()
+                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RewriteEntriesCall, Rewrite,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
                                   .Attr<ffi::Span<const int64_t>>("leaves"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     FullDigestCall, Full,

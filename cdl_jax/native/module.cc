@@ -148,6 +148,7 @@ PyMODINIT_FUNC PyInit__kernels() {
       cdl::AddHandler(module, "read_entries", &cdl::ReadEntriesCall) &&
       cdl::AddHandler(module, "write_entries", &cdl::WriteEntriesCall) &&
       cdl::AddHandler(module, "digest_change", &cdl::DigestChangeCall) &&
+      cdl::AddHandler(module, "rewrite_entries", &cdl::RewriteEntriesCall) &&
       cdl::AddHandler(module, "full_digest", &cdl::FullDigestCall)) {
     return module;
   }

@@ -103,6 +103,10 @@ def test_change_is_the_difference_of_full_digests(kind, places):
         for tree in (leaves, after)
     )
     np.testing.assert_array_equal(before + np.asarray(delta), now)
+    written, same = jax.jit(lambda *args: sections.rewrite(plans, *args))(held, indices, new)
+    np.testing.assert_array_equal(same, delta)
+    for got, want in zip(written, after, strict=True):
+        np.testing.assert_array_equal(bits(np.asarray(got)), bits(np.asarray(want)))
 
 
 def test_no_sections_are_no_work():
@@ -110,3 +114,6 @@ def test_no_sections_are_no_work():
     assert sections.read([], leaves, []) == []
     assert sections.write([], leaves, [], []) == leaves
     assert not sections.change([], [], [], []).any()
+    written, delta = sections.rewrite([], leaves, [], [])
+    assert written == leaves
+    assert not delta.any()
