@@ -88,10 +88,10 @@ def measure(seed: int, segments: int) -> tuple[dict[str, Any], list[dict[str, An
 
     counts = [base.initial_samples + SEGMENT * turn for turn in range(segments)]
     steps = [base.epochs * -(-count // base.batch_size) for count in counts]
-    for count in counts:  # compiles the short last batches
-        jax.block_until_ready(step(start, data.batch(np.arange(count % base.batch_size)),
-                                   jnp.asarray(0), jax.random.key(0)))  # fmt: skip
     initial = retrain(base.initial_samples)
+    for count in counts:  # compiles the short last batches, as a retraining calls them
+        jax.block_until_ready(step(initial, data.batch(np.arange(count % base.batch_size)),
+                                   jax.device_put(np.int32(0)), jax.random.key(0)))  # fmt: skip
     streams = [Stream(cell, seed, data, model, initial) for cell in CELLS]
     retrainings = []
     for count, length in zip(counts, steps, strict=True):

@@ -1,10 +1,12 @@
 import itertools
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import training_time
+from cdl_jax.data import load
+from experiments import cells, training_time
 from experiments.training_time import Pace, Stream
 
 
@@ -59,3 +61,27 @@ def test_only_the_last_step_is_short_however_the_turns_fall(trigger):
     assert [first for first, _ in taken] == list(range(10_000, 60_000, trigger))
     assert [stop for _, stop in taken] == [*range(10_000 + trigger, 60_000, trigger), 60_000]
     assert out.version == len(taken) == -(-50_000 // trigger)  # the grid's number
+
+
+def test_nothing_is_compiled_while_a_retraining_is_timed(monkeypatch):
+    programs, fit_step, timed = [], training_time.fit_step, training_time.timed
+
+    def seen(*inputs):
+        programs.append(fit_step(*inputs))
+        return programs[-1]
+
+    def watched(work):
+        before = programs[-1]._cache_size()
+        seconds = timed(work)
+        assert programs[-1]._cache_size() == before
+        return seconds
+
+    monkeypatch.setattr(training_time, "load", lambda name: load("digits"))
+    monkeypatch.setattr(training_time, "fit_step", seen)
+    monkeypatch.setattr(training_time, "timed", watched)
+    monkeypatch.setattr(training_time, "CELLS", ())
+    monkeypatch.setattr(training_time, "SEGMENT", 60)
+    monkeypatch.setitem(cells.PROFILES, ("mnist", "full"), {"initial_samples": 300, "epochs": 1})
+    with jax.numpy_dtype_promotion("standard"):
+        retraining, rows = training_time.measure(0, 2)
+    assert (retraining["samples"], retraining["steps"], rows) == ([300, 360], [3, 3], [])
