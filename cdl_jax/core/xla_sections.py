@@ -131,7 +131,7 @@ def _words(
 
 
 def batches(indices: Sequence[jax.Array]) -> list[list[int]]:
-    """Places of sections: small ones together, for a hundred kernels cost more to launch than their work."""
+    """Places of sections, small ones together: a hundred kernels cost more than their work."""
     small = [s for s, at in enumerate(indices) if at.size <= _SMALL]
     return [
         batch for batch in [small, *([s] for s in range(len(indices)) if s not in small)] if batch
