@@ -189,6 +189,13 @@ def test_training_time_says_what_is_far_from_the_step_counts(folder, monkeypatch
     assert "say, in the median: proactive, trigger 16 19.6% faster; intervals that reach" in text
     assert "beyond: proactive, trigger 16." in text
     assert "threads not recorded, random initial weights, data: MNIST" in text
+    assert "which makes the others look faster" in text
+    made = {"turns": 10, "threads": 2}
+    measured["cells"] = [row | made for row in rows]
+    (folder / "training_time.json").write_text(json.dumps(measured))
+    text = accuracy_time.draw(load("mnist", "full", "lenet5"), folder, "")
+    assert "2 thread(s)" in text
+    assert "look faster" not in text
 
 
 def test_every_row_of_the_bytes_of_models_is_there_or_not_run(folder, monkeypatch):
