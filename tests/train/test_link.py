@@ -91,8 +91,10 @@ def test_process_0_ends_in_order_when_another_dies_and_tells_the_rest(place, lef
 
 
 def test_a_collective_that_never_returns_does_not_hold_process_0(place, left):
-    with met(place, 2) as links:
+    with met(place, 3) as links:
         fall(links[1])
+        until(lambda: links[2].gone is not None)
+        assert str(links[2].gone).startswith("process 1 is gone")
         until(lambda: any(why.startswith("process 1 is gone") for why in left))
 
 
