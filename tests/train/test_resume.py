@@ -248,7 +248,7 @@ def test_killed_runs_leave_what_one_never_killed_leaves(tmp_path):
     """The short form of `make resume-faults`."""
     script = (
         "import pathlib, sys; from experiments.resume_faults import campaign;"
-        "out = campaign(2, 1, pathlib.Path(sys.argv[1]), policies=['inverse_use']);"
+        "out = campaign(2, 1, pathlib.Path(sys.argv[1]), settings=['inverse_use']);"
         "print(out); sys.exit(out['equal'] != 2 or out['kills'] < 2)"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
