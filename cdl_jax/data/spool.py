@@ -102,6 +102,8 @@ class Spool:
             return self._rows_at(np.asarray(index, np.int64))
 
     def _rows_at(self, index: np.ndarray) -> Row:
+        if len(index) and index.max() >= self.stop:  # the open segment has zeros there
+            raise DataError(f"sample {index.max()} of {self._source} has not come yet")
         out = {n: np.empty((len(index), *shape), d) for n, (d, shape) in self._fields.items()}
         for first in np.unique(index // self._segment * self._segment).tolist():
             here = (index >= first) & (index < first + self._segment)

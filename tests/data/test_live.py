@@ -38,6 +38,8 @@ def test_rows_are_found_again_by_another_life(tmp_path):
     for i in range(10):
         spool.append(sample(i))
         assert spool.batch([i])["x"].tolist() == [[i] * 3]
+        with pytest.raises(DataError, match=f"sample {i + 1} of s has not come yet"):
+            spool.batch([0, i + 1])
     assert spool.batch([9, 0, 4])["x"][:, 0].tolist() == [9, 0, 4]
     spool.close()
     with (tmp_path / "000000000008" / "x.bin").open("ab") as file:

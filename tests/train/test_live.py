@@ -3,11 +3,12 @@
 import functools
 import json
 import tempfile
+import threading
 
 import numpy as np
 import pytest
 
-from cdl_jax.data.live import END
+from cdl_jax.data.live import END, LiveData
 from cdl_jax.data.spool import Spool
 from cdl_jax.errors import ConfigError, DataError
 from cdl_jax.train import TrainConfig
@@ -73,6 +74,9 @@ def test_a_late_label_triggers_once_it_is_here():
     data = Came(10 + 8 + 5 - 1)
     arrivals = LiveArrivals(10, data, 8, lambda: data.stop, delay=5)
     assert not arrivals.next_is_here()
+    timed = LiveArrivals(10, data, 8, lambda: data.stop, delay=5, seconds=0.0)
+    assert next(iter(timed))[:2] == (10, 17)  # what is here by then
+    data.asked.clear()
     data.here += 1
     assert arrivals.next_is_here()
     assert next(iter(arrivals)) == (10, 18, 15.0, 22.0)  # the stamps are the labels'
@@ -85,10 +89,24 @@ def test_a_late_label_triggers_once_it_is_here():
     assert recorded._data.asked == [18]  # its step scores what comes up to there
 
 
-def test_the_stream_that_goes_on_behind_a_delay_is_met(tmp_path):
+def test_the_stream_that_goes_on_behind_a_delay_is_met(tmp_path, monkeypatch):
     """A run that ended, its last labels handed over, goes on with the samples that came since."""
-    settings = {"label_delay": 20}
-    go(tmp_path, held_on(rows(120)), **settings)
+    settings, asked, wait = {"label_delay": 20}, threading.Event(), LiveData.wait
+
+    def noted(self, stop, seconds=None):
+        if stop > 64:
+            asked.set()
+        return wait(self, stop, seconds)
+
+    def late(held, last):
+        for i, row in enumerate(rows(120)):
+            if i == 64:
+                asked.wait(100)
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveData, "wait", noted)
+        go(tmp_path, late, **settings)
     again = go(tmp_path, held_on(rows(187)), **settings)
     assert again.samples == 123
     assert [r["position"] for r in metrics(tmp_path)][-1] == 187
