@@ -118,6 +118,7 @@ class Spool:
     def forget(self, before: int, wanted: Iterable[int] = (), *, start: int = 0) -> None:
         """Lets the segments of [start, before) go, but for the rows at the wanted positions."""
         wanted = set(map(int, wanted))
+        before = min(before, self.stop - 1)  # the newest row says to a later life where they end
         gone = sorted(f for f in self._full if start <= f and f + self._segment <= before)
         moved = [p for p in wanted if p // self._segment * self._segment in gone]
         if moved:
@@ -126,7 +127,8 @@ class Spool:
         self._kept = {p: row for p, row in self._kept.items() if p in wanted}
         for first in gone:
             del self._full[first]
-            shutil.rmtree(self._place(first))
+            # Under another name at once: half removed it would look like the open segment.
+            shutil.rmtree(self._place(first).rename(self._folder / f"gone-{first}"))
 
     def restore(self, positions: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """Takes rows back that were forgotten on disk, as a checkpoint holds them."""
@@ -190,6 +192,8 @@ class Spool:
             )
         self._rows = about["rows"]
         self._fields = {n: (d, tuple(shape)) for n, (d, shape) in about["fields"].items()}
+        for half_removed in self._folder.glob("gone-*"):
+            shutil.rmtree(half_removed)
         for first in sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit()):
             count = min(self._size(first, name) for name in self._fields)
             self.stop = first + count

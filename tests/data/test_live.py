@@ -75,6 +75,38 @@ def test_what_is_forgotten_leaves_the_disk_but_for_what_is_wanted(tmp_path):
         again.batch([1])
 
 
+def test_a_kill_while_a_segment_is_removed_loses_no_later_row(tmp_path, monkeypatch):
+    spool = Spool(tmp_path, "s", rows=4)
+    for i in range(12):
+        spool.append(sample(i))
+
+    def cut_short(folder):
+        next(folder.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", cut_short)
+        spool.forget(5)
+    again = Spool(tmp_path, "s")
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 2
+    for i in range(12, 15):
+        again.append(sample(i))
+    third = Spool(tmp_path, "s")
+    assert third.stop == 15
+    assert third.batch([4, 11, 12, 14])["x"][:, 0].tolist() == [4, 11, 12, 14]
+
+
+def test_where_all_is_forgotten_the_next_life_still_knows_how_many_came(tmp_path):
+    spool = Spool(tmp_path, "s", rows=4)
+    for i in range(8):
+        spool.append(sample(i))
+    spool.forget(8)
+    again = Spool(tmp_path, "s")
+    assert again.stop == 8
+    again.append(sample(8))
+    assert Spool(tmp_path, "s").batch([8])["x"][:, 0].tolist() == [8]
+
+
 def test_samples_of_another_form_are_refused(tmp_path):
     spool = Spool(tmp_path, "s")
     spool.append({"x": [0.5, 1.0]})
