@@ -9,9 +9,6 @@ start, so a run would be blocked for good.
 """
 
 import collections
-import importlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +18,8 @@ import numpy as np
 
 from cdl_jax.data.samples import LABEL, classes_of
 from cdl_jax.data.spool import Spool
-from cdl_jax.errors import ConfigError, DataError
+from cdl_jax.errors import DataError
+from cdl_jax.imports import imported
 
 Source = Callable[[int, Mapping[str, np.ndarray] | None], Iterable[Mapping[str, Any]]]
 LIVE = ("redis", "rediss", "iterator")  # kinds of live data sets
@@ -257,21 +255,3 @@ def from_function(name: str) -> Source:
         return function(held)
 
     return source
-
-
-def imported(name: str) -> Callable[..., Any]:
-    """`MODULE:FUNCTION`, of what is installed or lies in the current folder.
-
-    Raises:
-      ConfigError: when there is none.
-    """
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # an installed command has its own folder there instead
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot find {name}: {error}; give MODULE:FUNCTION") from error
-    if not callable(found):
-        raise ConfigError(f"{name} is no function; give MODULE:FUNCTION")
-    return found

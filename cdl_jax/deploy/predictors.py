@@ -1,14 +1,13 @@
 """The function that a server calls, and what it takes."""
 
 import dataclasses
-import importlib
-from typing import Any
 
 import numpy as np
 
 from cdl_jax.deploy.gate import PredictFn
 from cdl_jax.deploy.log import Manifest
 from cdl_jax.errors import ConfigError
+from cdl_jax.imports import imported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +63,13 @@ def by_name(name: str, shape: tuple[int, ...], dtype: str) -> Predictor:
     Raises:
       ConfigError: when there is no such function, shape or dtype.
     """
-    module, _, function = name.partition(":")
+    found = imported(name)
     try:
-        found: Any = getattr(importlib.import_module(module), function)
         kind = np.dtype(dtype)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"cannot serve {name} with inputs of {dtype}: {error}") from error
-    if not callable(found) or kind.kind not in "biuf" or min(shape, default=1) < 1:
+    if kind.kind not in "biuf" or min(shape, default=1) < 1:
         raise ConfigError(
-            f"predict is {name}, inputs {dtype}{list(shape)}; give MODULE:FUNCTION, sizes from 1 "
-            "and a dtype of numbers"
+            f"inputs of {name} are {dtype}{list(shape)}; give sizes from 1 and a dtype of numbers"
         )
     return Predictor(found, shape, kind)

@@ -231,7 +231,7 @@ def _digest(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
     digest = xxhash.xxh3_128(path.name.encode())
     for name, array in sorted(arrays.items()):
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-        digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return np.frombuffer(digest.digest(), np.uint8)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from cdl_jax.data import ImageData, load, scenario
 from cdl_jax.data.files import KINDS, load_files
-from cdl_jax.data.live import LIVE, LiveData, Source, from_function, imported
+from cdl_jax.data.live import LIVE, LiveData, Source, from_function
 from cdl_jax.data.redis_source import from_redis
 from cdl_jax.data.samples import LABEL, ArrayData, Samples, check_finite, facts
 from cdl_jax.data.sources import TFDS, load_tfds
 from cdl_jax.data.spool import Spool
 from cdl_jax.errors import ConfigError
+from cdl_jax.imports import imported
 from cdl_jax.models import classifier, create_model
 from cdl_jax.models.own import on_inputs, scales
 from cdl_jax.train.config import OWN, TrainConfig

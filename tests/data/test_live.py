@@ -1,15 +1,14 @@
 import contextlib
 import itertools
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from cdl_jax.data.live import END, LiveData, imported
+from cdl_jax.data.live import END, LiveData
 from cdl_jax.data.spool import Spool
-from cdl_jax.errors import ConfigError, DataError
+from cdl_jax.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +83,10 @@ def test_a_kill_while_a_segment_is_removed_loses_no_later_row(tmp_path, monkeypa
         next(folder.iterdir()).unlink()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", cut_short)
-        spool.forget(5)
+        with pytest.raises(KeyboardInterrupt):
+            spool.forget(5)
     again = Spool(tmp_path, "s")
     assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 2
     for i in range(12, 15):
@@ -283,15 +283,6 @@ def test_a_sample_that_is_not_finite_is_refused_before_it_is_kept(tmp_path):
 def test_what_is_no_stream_of_dicts_is_said(tmp_path, source, words):
     with pytest.raises(DataError, match=words):
         live(tmp_path, source).wait(1)
-
-
-def test_a_function_in_the_current_folder_is_found(tmp_path, monkeypatch):
-    (tmp_path / "own_source_of_a_test.py").write_text("def samples(held):\n    return 'found'\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
-    assert imported("own_source_of_a_test:samples")(0) == "found"
-    with pytest.raises(ConfigError, match="cannot find own_source_of_a_test:others"):
-        imported("own_source_of_a_test:others")
 
 
 def test_the_files_are_closed_before_their_folder_goes(tmp_path):
