@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cdl_jax.errors import ConfigError, TrainingError
 from cdl_jax.train.arrival import Trigger
-from cdl_jax.train.link import Link
+from cdl_jax.train.link import Link, is_loopback
 
 AXIS = "batch"
 _SECONDS_TO_MEET = 120
@@ -74,6 +74,7 @@ class Cluster:
                 coordinator, processes, process_id, initialization_timeout=_SECONDS_TO_MEET,
                 heartbeat_timeout_seconds=_SECONDS_TO_MISS,
                 shutdown_timeout_seconds=_SECONDS_TO_MISS,
+                coordinator_bind_address=coordinator if is_loopback(coordinator) else None,
             )  # fmt: skip
         except (RuntimeError, ValueError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]

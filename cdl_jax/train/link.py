@@ -6,6 +6,7 @@ them, and keep their connections to process 0: a process that dies closes its ow
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -219,12 +220,25 @@ def _connected(
         time.sleep(_PAUSE)
 
 
+def is_loopback(coordinator: str) -> bool:
+    """Whether only processes of this machine can come to `HOST:PORT`."""
+    host, port = coordinator.rsplit(":", 1)
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        return all(ipaddress.ip_address(place[0]).is_loopback for *_, place in found)
+    return False
+
+
 def _listening(coordinator: str, port: int) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
+    """At the loopback address where the coordinator is one, else for every host."""
     try:
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
-        )
+        if is_loopback(coordinator):
+            host = coordinator.rsplit(":", 1)[0].strip("[]")
+            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(place[:2], family=family)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise TrainingError(
             f"process 0 cannot listen at {coordinator}: {os.strerror(error.errno or 0)}; give "
