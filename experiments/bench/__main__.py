@@ -57,7 +57,8 @@ def main() -> int:
             if "--model" not in words or words[-1] in arguments.models:
                 rows += lines(name, words)
         path = folder / f"{device()}-{name}.json"
-        rows = merged(path, rows, arguments.models)
+        if any("--model" in words for words in plan[name]):
+            rows = merged(path, rows, arguments.models)
         path.write_text(json.dumps(rows, indent=1) + "\n")
         print(f"{name}: {len(rows)} rows in {path}", flush=True)
     return 0
@@ -66,10 +67,11 @@ def main() -> int:
 def merged(
     path: pathlib.Path, rows: list[dict[str, Any]], models: list[str]
 ) -> list[dict[str, Any]]:
-    """The rows, and those of the file whose models were not asked for."""
+    """The rows, and those of the file whose models were not asked for; those of none first."""
     before = json.loads(path.read_text()) if path.exists() else []
     stay = [row for row in before if row.get("model") in set(MODELS) - set(models)]
-    return sorted([*rows, *stay], key=lambda row: MODELS.index(row["model"])) if stay else rows
+    order = [None, *MODELS]
+    return sorted([*rows, *stay], key=lambda row: order.index(row.get("model")))
 
 
 def lines(name: str, words: list[str]) -> list[dict[str, Any]]:

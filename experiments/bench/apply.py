@@ -26,7 +26,7 @@ from cdl_jax.deploy.numpy_model import NumpyModel
 from cdl_jax.deploy.replica import Model
 from cdl_jax.models import classifier, create_model
 from cdl_jax.wire import Snapshot
-from experiments.bench.dense_step import make_batch
+from experiments.bench.steps import make_batch
 from experiments.bench.timing import add, environment, interleave, quartiles
 
 

@@ -25,46 +25,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from cdl_jax.models import classifier, create_model
+from experiments.bench.steps import jax_step, make_batch, parameters, sparse_step
 from experiments.bench.timing import add, environment, interleave, median_interval, quartiles
 
-SHAPES = {"lenet5": (28, 28, 1)}
 WITH_SPARSE = ("lenet5", "resnet18")
 # OpenMP's threads, under PyTorch, spin on for milliseconds after their work: a core of the next's.
 PAUSE = 0.05  # seconds
-
-
-def make_batch(model: str, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random images [B, H, W, C] and labels [B]."""
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch_size, *SHAPES.get(model, (32, 32, 3))))
-    return images.astype(np.float32), rng.integers(0, 10, batch_size).astype(np.int32)
-
-
-def jax_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
-    """A function that runs one JAX step and waits for it."""
-    init_fn, loss_fn, _ = classifier(create_model(model))
-    tx = optax.amsgrad(1e-3)
-
-    def step(state, batch, key):
-        params, model_state, opt_state = state
-        grads, (model_state, _) = jax.grad(loss_fn, has_aux=True)(params, model_state, batch, key)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), model_state, opt_state
-
-    key = jax.random.key(0)
-    params, model_state = jax.jit(init_fn)(key, images)
-    state = (params, model_state, jax.jit(tx.init)(params))
-    batch = jax.device_put({"image": images, "label": labels})
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
-
-    def run() -> None:
-        nonlocal state
-        state = jax.block_until_ready(compiled(state, batch, key))
-
-    return run
 
 
 def torch_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
@@ -89,8 +56,6 @@ def torch_step(model: str, images: np.ndarray, labels: np.ndarray) -> Callable[[
 
 def measure(model: str, reps: int, batch_size: int, cpu_time: bool) -> dict[str, Any]:
     """The row that is printed."""
-    from experiments.bench.sparse_step import parameters, sparse_step
-
     if cpu_time:  # before JAX counts the cores
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     images, labels = make_batch(model, batch_size)

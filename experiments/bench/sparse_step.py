@@ -17,44 +17,16 @@ of 1.10 (LeNet5 1.15), 4 passes.
 
 import argparse
 import json
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-import cdl_jax
-from cdl_jax.models import classifier, create_model
-from experiments.bench.dense_step import jax_step, make_batch
+from experiments.bench.steps import jax_step, make_batch, parameters, sparse_step
 from experiments.bench.timing import add, environment, interleave, median_interval, quartiles
 
 DENSITIES = (1e-2, 1e-3, 1e-4)
 REPS = {"lenet5": 500, "resnet18": 250, "mobilenet_v2": 300, "resnet50": 90, "densenet161": 30}
-
-
-def sparse_step(model: str, batch: dict[str, Any], density: float, scope: Any) -> Callable:
-    """A function that runs one sparse step and waits for it."""
-    init_fn, loss_fn, _ = classifier(create_model(model))
-    tx = optax.chain(optax.amsgrad(1e-3), cdl_jax.sparsify_top_k(density, scope=scope))
-    params, model_state = jax.jit(init_fn)(jax.random.key(0), batch["image"])
-    state = cdl_jax.init_state(params, tx, model_state=model_state)
-    step = cdl_jax.make_step(loss_fn, tx)
-
-    def run() -> None:
-        nonlocal state
-        state, info = step(state, None, batch)
-        jax.block_until_ready((state, info))
-
-    return run
-
-
-def parameters(model: str) -> int:
-    """Number of parameters."""
-    sample = make_batch(model, 1)[0]
-    shapes = jax.eval_shape(classifier(create_model(model)).init_fn, jax.random.key(0), sample)[0]
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
 def measure(model: str, reps: int, batch_size: int, scope: str) -> dict[str, Any]:

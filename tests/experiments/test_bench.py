@@ -48,6 +48,8 @@ def test_rows_of_other_models_stay(tmp_path):
     both = [{"model": "lenet5", "day": 1}, {"model": "resnet18", "day": 2}]
     assert bench.merged(path, new, ["resnet18"]) == both
     assert bench.merged(path, new, bench.MODELS) == new
+    one_tensor = {"model": None, "day": 2}
+    assert bench.merged(path, [*new, one_tensor], ["resnet18"]) == [one_tensor, *both]
 
 
 def test_a_sparse_step_s_row_has_each_density_with_its_interval():
