@@ -4,7 +4,7 @@ import pathlib
 
 from experiments.cells import BITS, DENSITIES, FORMS, MATCHED
 from experiments.figures import plotting
-from experiments.figures.results import Results, caption, interval
+from experiments.figures.results import Results, caption, interval, mean_bytes
 
 _EACH = [f"top_k-{d:g}-tensor-float32" for d in sorted({*DENSITIES, *MATCHED}, reverse=True)]
 FAMILIES: dict[str, tuple[str, list[str], str]] = {
@@ -36,10 +36,9 @@ def draw(results: Results, folder: pathlib.Path, command: str) -> str:
     for name, (colour, cells, style) in FAMILIES.items():
         there = [cell for cell in cells if results.get(cell)]
         points = [
-            (interval([r.bytes_an_update for r in results.get(c)])[0],
-             interval([r.accuracy for r in results.get(c)])[0])
+            (mean_bytes(results.get(c)), interval([r.accuracy for r in results.get(c)])[0])
             for c in there
-        ]  # fmt: skip
+        ]
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, style, color=plotting.COLOURS[colour], label=name, ms=5)

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.cells import BITS
 from experiments.figures import labels, plotting
-from experiments.figures.results import Result, Results, caption
+from experiments.figures.results import Result, Results, caption, pairs
 
 BASE = "proactive-8"
 WHOLE = (
@@ -47,8 +47,8 @@ def draw(results: Results, folder: pathlib.Path, command: str) -> str:
     right.set(ylabel="accuracy so far minus dense proactive's, points")
     right.set_yscale("symlog", linthresh=LINEAR)
     for cell, colour, style in COMPRESSED:
-        runs, same = pairs(results.get(cell), base)
-        if runs:
+        if both := pairs(results.get(cell), base):
+            runs, same = zip(*both, strict=True)
             (x, y), (_, dense) = curve(runs, "accuracy"), curve(same, "accuracy")
             apart = [a - b for a, b in zip(y, dense, strict=False)]
             _line(right, results, cell, (x, apart), (colour, style), len(runs))
@@ -67,13 +67,6 @@ def curve(runs: Sequence[Result], field: str) -> tuple[list[float], list[float]]
     rows = [(c[0]["position"] - start, sum(p[field] for p in c) / len(c)) for c in columns]
     rows = rows[1:] if len(rows) > 10 else rows
     return [x for x, _ in rows], [100 * y for _, y in rows]
-
-
-def pairs(runs: list[Result], base: list[Result]) -> tuple[list[Result], list[Result]]:
-    """The runs of the seeds that both have."""
-    theirs = {r.seed: r for r in base}
-    mine = [r for r in runs if r.seed in theirs]
-    return mine, [theirs[r.seed] for r in mine]
 
 
 def _line(

@@ -13,7 +13,14 @@ import numpy as np
 
 from experiments import drift_cells
 from experiments.figures import plotting
-from experiments.figures.results import Result, Results, caption, interval, plus_minus
+from experiments.figures.results import (
+    Result,
+    Results,
+    caption,
+    mean_bytes,
+    pairs,
+    plus_minus,
+)
 
 SOON = 2_000  # samples
 TITLES = {
@@ -84,12 +91,11 @@ def _row(kind: str, runs: Sequence[Result], aware: Sequence[Result]) -> str:
     if not runs:
         return f"| {ROWS[kind]} | not run | - | - | - | - | - |"
     parts = [plus_minus([accuracy(r, where) for r in runs]) for where in (whole, after, soon)]
-    theirs = {r.seed: accuracy(r, after) for r in runs}
-    apart = [accuracy(r, after) - theirs[r.seed] for r in aware if r.seed in theirs]
+    apart = [accuracy(a, after) - accuracy(b, after) for a, b in pairs(aware, runs)]
     parts.append("-" if kind == "drift_aware" else plus_minus(apart))
     watched = bool(runs[0].header["settings"].get("on_drift"))
     parts.append("; ".join(map(_found, runs)) if watched else "-")
-    parts.append(f"{interval([r.bytes_an_update for r in runs])[0]:,.0f}")
+    parts.append(f"{mean_bytes(runs):,.0f}")
     return f"| {ROWS[kind]} | {' | '.join(parts)} |"
 
 

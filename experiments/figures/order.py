@@ -11,7 +11,7 @@ import pathlib
 from experiments.cells import DENSITIES, MATCHED, SCOPES
 from experiments.figures.labels import density as say
 from experiments.figures.labels import label
-from experiments.figures.results import Results, interval, paired, signatures
+from experiments.figures.results import Results, interval, mean_bytes, paired, signatures
 
 HEAD = (
     "| before: density | accuracy, % | bytes an update, signed | changed a step, % "
@@ -83,4 +83,4 @@ def _told_apart(apart: list[float]) -> str:
 
 
 def _bytes(results: Results, cell: str) -> float:
-    return interval([r.bytes_an_update for r in results.get(cell)])[0]
+    return mean_bytes(results.get(cell))

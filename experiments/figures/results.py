@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import scipy.special
+
 from experiments.origin import BEFORE
 
 RESULTS = pathlib.Path("experiments/results")
 SIGNATURE = 64  # bytes of an update, always (cdl_jax/wire/FORMAT.md)
-# Two-sided 95% points of Student's t for 1, 2, ... degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,6 @@ class Result:
         """On the wire, headers, digest, signature and BatchNorm statistics included."""
         sent = self.summary["bytes_sent"] / self.summary["versions"]
         return sent + SIGNATURE * self.unsigned
-
-    @property
-    def times_less(self) -> float:
-        """The dense float32 model with its statistics, in updates."""
-        return self.summary["dense_bytes"] / self.bytes_an_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +103,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     if len(values) < 2:
         return values[0], None
     spread = statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values), STUDENT[len(values) - 2] * spread
+    student = float(scipy.special.stdtrit(len(values) - 1, 0.975))
+    return statistics.fmean(values), student * spread
 
 
 def plus_minus(values: Sequence[float], digits: int = 2, of: int = 0) -> str:
@@ -127,10 +123,26 @@ def plus_minus(values: Sequence[float], digits: int = 2, of: int = 0) -> str:
     return f"{mean:.{digits}f} ± {half:.{digits}f}{few}"
 
 
+def pairs(runs: Sequence[Result], base: Sequence[Result]) -> list[tuple[Result, Result]]:
+    """The runs of the seeds that both have, each beside its base."""
+    theirs = {r.seed: r for r in base}
+    return [(r, theirs[r.seed]) for r in runs if r.seed in theirs]
+
+
 def paired(runs: Sequence[Result], base: Sequence[Result]) -> list[float]:
     """Differences in accuracy by seed, points of a percent, of the seeds that both have."""
-    theirs = {r.seed: r.accuracy for r in base}
-    return [r.accuracy - theirs[r.seed] for r in runs if r.seed in theirs]
+    return [mine.accuracy - theirs.accuracy for mine, theirs in pairs(runs, base)]
+
+
+def mean_bytes(runs: Sequence[Result]) -> float:
+    """Of an update of some runs."""
+    return statistics.fmean(r.bytes_an_update for r in runs)
+
+
+def sizes(runs: Sequence[Result]) -> str:
+    """Two columns: mean bytes an update, and how often the dense float32 model holds them."""
+    mean = mean_bytes(runs)
+    return f"{mean:,.0f} | {runs[0].summary['dense_bytes'] / mean:,.0f}"
 
 
 def caption(results: Results, cells: Sequence[str], command: str) -> str:

@@ -4,7 +4,7 @@ import pathlib
 
 from experiments.cells import DENSITIES, MATCHED, SCOPES, TRIGGERS
 from experiments.figures import labels
-from experiments.figures.results import Result, Results, paired, signatures
+from experiments.figures.results import Result, Results, paired, signatures, sizes
 
 CELLS = (
     "full", "online-128", *(f"proactive-{t}" for t in TRIGGERS),
@@ -50,6 +50,4 @@ def _row(results: Results, cell: str) -> str:
     accuracy = results.plus_minus([r.accuracy for r in runs])
     pairs = paired(runs, results.get(BASE))
     apart = "-" if cell == BASE or not pairs else results.plus_minus(pairs, 3)
-    mean = sum(r.bytes_an_update for r in runs) / len(runs)
-    less = runs[0].summary["dense_bytes"] / mean
-    return f"| {labels.label(cell)} | {accuracy} | {apart} | {mean:,.0f} | {less:,.0f} |"
+    return f"| {labels.label(cell)} | {accuracy} | {apart} | {sizes(runs)} |"

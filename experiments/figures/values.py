@@ -7,7 +7,7 @@ import pathlib
 
 from experiments.cells import BITS, DENSITIES, FORMS, SCOPES
 from experiments.figures.labels import density as say
-from experiments.figures.results import Results, paired, signatures
+from experiments.figures.results import Results, paired, signatures, sizes
 
 HEAD = (
     "| density | scope | values | prequential accuracy, % | minus float32 (QSGD: minus dense "
@@ -43,7 +43,5 @@ def _rest(results: Results, cell: str, base: str) -> str:
         return "| not run | - | - | - |"
     pairs = paired(runs, results.get(base))
     apart = "-" if cell == base or not pairs else results.plus_minus(pairs, 3)
-    mean = sum(r.bytes_an_update for r in runs) / len(runs)
-    less = runs[0].summary["dense_bytes"] / mean
     accuracy = results.plus_minus([r.accuracy for r in runs])
-    return f"| {accuracy} | {apart} | {mean:,.0f} | {less:,.0f} |"
+    return f"| {accuracy} | {apart} | {sizes(runs)} |"

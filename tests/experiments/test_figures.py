@@ -57,6 +57,9 @@ def test_differences_are_paired_by_seed(folder):
     assert paired(runs[1:], results.get("proactive-8")[:2]) == pytest.approx([0.2])
     # By hand: deviation 0.1, over the root of 3, times 4.303.
     assert interval([0.1, 0.2, 0.3]) == (pytest.approx(0.2), pytest.approx(0.24843, abs=1e-4))
+    # From tables: 2.228 and 2.093 for 10 and 19 degrees of freedom.
+    assert interval([0.0, 2.0] * 5 + [1.0])[1] == pytest.approx(2.228 / 11**0.5, abs=1e-3)
+    assert interval([0.0, 2.0] * 10)[1] == pytest.approx(2.093 / 19**0.5, abs=1e-3)
     assert plus_minus([0.5]) == "0.50 (1 seed)"
     assert plus_minus([]) == "not run"
 
@@ -95,8 +98,10 @@ def test_an_unknown_figure_is_named(folder, capsys):
 
 def test_bytes_are_counted_against_the_model():
     summary = {"bytes_sent": 500, "versions": 5, "dense_bytes": 40_000}
-    whole = Result({"settings": {"strategy": "full"}}, [], summary)
-    assert (whole.bytes_an_update, whole.times_less) == (100, 400)
+    header = {"settings": {"strategy": "full"}}
+    runs = [Result(header, [], summary), Result(header, [], summary | {"bytes_sent": 1500})]
+    assert [r.bytes_an_update for r in runs] == [100, 300]
+    assert stored.sizes(runs) == "200 | 200"  # the mean, and the model in means
 
 
 def test_a_signature_is_added_where_there_is_none():
