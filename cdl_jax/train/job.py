@@ -187,8 +187,17 @@ def _start(
     if log is not None:
         check_log(saved, start.state, log, config)
     records.text("config.toml", config_toml(config))
-    records.resume(saved.version, metrics_bytes)
+    records.resume(saved.version, metrics_bytes, again=_makes_again(saved, log, config))
     return start
+
+
+def _makes_again(saved: Saved, log: UpdateLog | None, config: TrainConfig) -> bool:
+    """Whether the versions behind the checkpoint are to come from the same samples as before.
+
+    Not those of a new lineage that has none of them yet: its settings may cut the stream elsewhere.
+    """
+    begun = log is not None and (log.head() or 0) > saved.version
+    return begun or not config.new_lineage
 
 
 def _publisher(

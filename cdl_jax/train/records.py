@@ -60,8 +60,13 @@ class Records:
             self._stops = _open(self.folder / "triggers.txt", "a" if again else "w")
             self._recorded = _triggers_behind(self.folder / "triggers.txt", 0, self._stops)
 
-    def resume(self, version: int, metrics_bytes: int) -> None:
-        """Goes on behind `version`: cuts the metrics there, keeps the triggers that come.
+    def resume(self, version: int, metrics_bytes: int, *, again: bool = True) -> None:
+        """Goes on behind `version`: cuts the metrics there.
+
+        Args:
+          version, metrics_bytes: of the checkpoint.
+          again: keeps the triggers that come, for their versions to be made again from the same
+            samples; not for a log that has none of these versions.
 
         Raises:
           CheckpointError: when the metrics are shorter than they were at that version, or a file
@@ -71,7 +76,11 @@ class Records:
             return
         self._check_length(version, metrics_bytes)
         self._stops = _open(self.folder / "triggers.txt", "a")
-        self._recorded = _triggers_behind(self.folder / "triggers.txt", version, self._stops)
+        path = self.folder / "triggers.txt"
+        self._recorded = _triggers_behind(path, version, self._stops)
+        if not again:
+            self._stops.truncate(_length_up_to(path, version))
+            self._recorded = {}
         self._lines = _open(self.folder / "metrics.jsonl", "a")
         self._version = version
         self._newest = _newest_behind(self.folder / "metrics.jsonl", metrics_bytes, version)
@@ -249,3 +258,9 @@ def _triggers_behind(path: pathlib.Path, version: int, file: Any) -> dict[int, i
         ) from error
     file.truncate(len(whole) + 1 if whole else 0)
     return {v: stop for v, stop in pairs if v > version}
+
+
+def _length_up_to(path: pathlib.Path, version: int) -> int:
+    """Bytes of the triggers of the versions up to this one."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    return sum(len(line) for line in lines if int(line.split()[0]) <= version)

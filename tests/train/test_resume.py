@@ -163,6 +163,26 @@ def test_a_new_lineage_goes_on_from_the_checkpoint_in_a_log_of_its_own(tmp_path,
     assert [r["version"] for r in remains(tmp_path)["metrics"]] == list(range(1, 38))
 
 
+def test_a_new_lineage_cuts_the_stream_by_its_own_settings(tmp_path, monkeypatch):
+    crash(monkeypatch, 5, lambda: go(tmp_path))  # behind the checkpoint of version 3
+    new = {"trigger": 4, "batch_size": 16, "new_lineage": True, "log": str(tmp_path / "new")}
+    crash(monkeypatch, 8, lambda: go(tmp_path, **new, limit=60, checkpoint_every=0))
+    log = open_log(str(tmp_path / "new"))
+    blobs = [log.read(v) for v in range(4, 9)]
+    stops = (tmp_path / "run" / "triggers.txt").read_text()
+    summary = go(tmp_path, **new, limit=60, checkpoint_every=0)
+    assert [log.read(v) for v in range(4, 9)] == blobs
+    assert (tmp_path / "run" / "triggers.txt").read_text().startswith(stops)
+    assert [row["samples"] for row in small.metrics(tmp_path)] == [8] * 3 + [4] * 9
+    assert (summary.samples, summary.versions) == (60, 12)
+
+
+def test_a_new_lineage_may_be_shorter_than_what_the_old_one_had_taken(tmp_path, monkeypatch):
+    crash(monkeypatch, 5, lambda: go(tmp_path))
+    summary = go(tmp_path, limit=24, new_lineage=True, log=str(tmp_path / "new"))
+    assert (summary.samples, summary.versions) == (24, 3)
+
+
 def test_a_replay_reads_when_the_time_trigger_fired(tmp_path, monkeypatch):
     timed = {"trigger_seconds": 0.2, "pace": 100.0, "digest_every": 0}
     crash(monkeypatch, 2, lambda: go(tmp_path, **timed))
