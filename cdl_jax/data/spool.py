@@ -4,8 +4,9 @@
     FOLDER/000000004096/FIELD.bin   rows from that position on, as many as a segment has
 
 A row is there once every field has it; what a kill cut short is cut off. Names of fields come from
-outside, and only those that are plain file names are taken. Whole segments that
-nothing will ask for go (`forget`); rows of theirs that are still wanted stay in memory.
+outside, and only those that are plain file names are taken. Whole segments that nothing will ask
+for go (`forget`); rows of theirs that are still wanted stay in memory. One thread may append while
+another reads and forgets.
 """
 
 import json
@@ -117,24 +118,30 @@ class Spool:
 
     def forget(self, before: int, wanted: Iterable[int] = (), *, start: int = 0) -> None:
         """Lets the segments of [start, before) go, but for the rows at the wanted positions."""
-        wanted = set(map(int, wanted))
-        before = min(before, self.stop - 1)  # the newest row says to a later life where they end
-        gone = sorted(f for f in self._full if start <= f and f + self._segment <= before)
-        moved = [p for p in wanted if p // self._segment * self._segment in gone]
-        if moved:
-            rows = self.batch(moved)
-            self._kept |= {p: {n: x[i] for n, x in rows.items()} for i, p in enumerate(moved)}
-        self._kept = {p: row for p, row in self._kept.items() if p in wanted}
+        with self._lock:
+            gone = self._let_go(before, set(map(int, wanted)), start)
         for first in gone:
-            del self._full[first]
             # Under another name at once: half removed it would look like the open segment.
             shutil.rmtree(self._place(first).rename(self._folder / f"gone-{first}"))
 
+    def _let_go(self, before: int, wanted: set[int], start: int) -> list[int]:
+        """The segments that nothing is read from any more; their wanted rows move to memory."""
+        before = min(before, self.stop - 1)  # the newest row says to a later life where they end
+        gone = sorted(f for f in self._full if start <= f and f + self._segment <= before)
+        moved = [p for p in wanted if p // self._segment * self._segment in gone]
+        rows = self._rows_at(np.array(moved, np.int64))
+        self._kept |= {p: {n: x[i] for n, x in rows.items()} for i, p in enumerate(moved)}
+        self._kept = {p: row for p, row in self._kept.items() if p in wanted}
+        for first in gone:
+            del self._full[first]
+        return gone
+
     def restore(self, positions: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """Takes rows back that were forgotten on disk, as a checkpoint holds them."""
-        for i, position in enumerate(positions.tolist()):
-            if position // self._segment * self._segment not in self._full:
-                self._kept[position] = {name: x[i] for name, x in rows.items()}
+        with self._lock:
+            for i, position in enumerate(positions.tolist()):
+                if position // self._segment * self._segment not in self._full:
+                    self._kept[position] = {name: x[i] for name, x in rows.items()}
 
     def close(self) -> None:
         """Closes the files."""

@@ -96,6 +96,25 @@ def test_a_kill_while_a_segment_is_removed_loses_no_later_row(tmp_path, monkeypa
     assert third.batch([4, 11, 12, 14])["x"][:, 0].tolist() == [4, 11, 12, 14]
 
 
+def test_one_thread_forgets_while_another_appends(tmp_path):
+    spool = Spool(tmp_path, "s", rows=1)
+    spool.append({"x": 0})
+
+    class Slow(dict):
+        def __iter__(self):
+            for first in super().__iter__():
+                time.sleep(0.001)  # the other thread closes a segment, unless it is kept waiting
+                yield first
+
+    spool._full = Slow(spool._full)
+    thread = threading.Thread(target=lambda: [spool.append({"x": i}) for i in range(1, 200)])
+    thread.start()
+    while thread.is_alive():
+        spool.forget(spool.stop - 20, wanted=[0, 5])
+    thread.join()
+    assert spool.batch([199, 5, 0])["x"].tolist() == [199, 5, 0]
+
+
 def test_where_all_is_forgotten_the_next_life_still_knows_how_many_came(tmp_path):
     spool = Spool(tmp_path, "s", rows=4)
     for i in range(8):
