@@ -128,15 +128,20 @@ class Checkpoints:
         leaves[_RECORD] = np.frombuffer(json.dumps({**record, _KEYS: kinds}).encode(), np.uint8)
         arrays = _host_copies(leaves)
         with self._explained():
-            self._saving = self._pool.submit(_write, self._folder / str(version), arrays)
+            path = self._folder / str(version)
+            self._saving = version, self._pool.submit(_write, path, arrays)
 
     def wait(self) -> None:
         """Returns when nothing is being written, and what is too old is gone."""
         saving, self._saving = self._saving, None
         if saving is not None:
             with self._explained():
-                saving.result()
-                for version in self._versions()[: -self._keep]:
+                newest, written = saving
+                written.result()
+                versions = self._versions()
+                # What is above it was damaged, and passed over by `newest`.
+                above = [version for version in versions if version > newest]
+                for version in versions[: -self._keep - len(above)] + above:
                     shutil.rmtree(self._folder / str(version))
 
     def newest(self) -> Saved | None:

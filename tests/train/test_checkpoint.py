@@ -128,6 +128,24 @@ def test_whatever_file_is_damaged_its_bits_are_not_taken_for_the_checkpoints(
     assert older >= 2
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_one_pushes_out_no_whole_one(tmp_path):
+    folder = tmp_path / "c"
+    checkpoints = Checkpoints(folder, keep=2)
+    for version in (8, 12):
+        checkpoints.save(version, {"x": jnp.ones(4)}, {})
+    checkpoints.close()
+    flip(
+        max((p for p in (folder / "12").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    )
+    again = Checkpoints(folder, keep=1)
+    assert again.newest().version == 8
+    again.save(9, {"x": jnp.ones(4)}, {})
+    again.close()
+    assert [p.name for p in folder.iterdir()] == ["9"]
+    assert Checkpoints(folder, keep=1).newest().version == 9
+
+
 def test_another_models_checkpoint_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     assert checkpoints.newest() is None
