@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data.samples import LABEL, classes_of
+from cdl_jax.data.samples import LABEL, NOT_FINITE, classes_of, odd_rows
 from cdl_jax.data.spool import Spool
 from cdl_jax.errors import DataError
 from cdl_jax.imports import imported
@@ -173,14 +173,18 @@ class LiveData:
                 "dict of fields, such as {'x': [0.1, 2.0], 'label': 1}"
             )
         row = {str(name): np.asarray(x) for name, x in sample.items()}
-        odd = [name for name, x in row.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
-        if self._finite and odd:
-            raise DataError(
-                f"{self.spool.next_one(row)} has a NaN or an infinity in {odd[0]}; {_AGAIN}, or "
-                "give --model MODULE:FACTORY, which takes any numbers"
-            )
+        if self._finite:
+            self._check_finite(row)
         self._check_label(row)
         return row
+
+    def _check_finite(self, row: Mapping[str, np.ndarray]) -> None:
+        odd = [name for name, x in row.items() if name[:1] != "_" and len(odd_rows(x[None]))]
+        if odd:
+            raise DataError(
+                f"{self.spool.next_one(row)} has {NOT_FINITE.format(odd[0])}; {_AGAIN}, or give "
+                "--model MODULE:FACTORY, which takes any numbers"
+            )
 
     def _check_label(self, row: Mapping[str, np.ndarray]) -> None:
         label = row.get(LABEL)
@@ -244,6 +248,8 @@ class _Labels:
 
 def from_function(name: str) -> Source:
     """The source `MODULE:FUNCTION`, called with the number of samples that are kept already.
+
+    It is not given the newest of them, as a source in Python is: it finds its place by the number.
 
     Raises:
       ConfigError: when there is no such function.

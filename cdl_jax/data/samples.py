@@ -11,6 +11,7 @@ import xxhash
 from cdl_jax.errors import DataError
 
 LABEL = "label"
+NOT_FINITE = "a NaN or an infinity in {} as float32, which ends at 3.4e+38"
 _LOOK = 1 << 24  # bytes
 _NARROW = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32, "bool": np.uint8}
 
@@ -123,25 +124,26 @@ def check_finite(data: ArrayData) -> None:
     """Whether all fields hold finite numbers; a few MB of them are looked at at a time.
 
     Raises:
-      DataError: names the first sample that has a NaN or an infinity.
+      DataError: names the first sample that has a NaN, an infinity, or what is one in 32 bits.
     """
     for field, x in data.fields.items():
-        if x.dtype.kind != "f":
-            continue
         rows = max(1, _LOOK * len(x) // max(1, x.nbytes))
         for start in range(0, len(x), rows):
             odd = odd_rows(x[start : start + rows])
             if len(odd):
                 raise DataError(
-                    f"sample {start + odd[0]} of {data.name} has a NaN or an infinity in {field}; "
-                    "fill it in or leave the sample out, or give --model MODULE:FACTORY, which "
-                    "takes any numbers"
+                    f"sample {start + odd[0]} of {data.name} has {NOT_FINITE.format(field)}; fill "
+                    "it in or leave the sample out, or give --model MODULE:FACTORY, which takes "
+                    "any numbers"
                 )
 
 
 def odd_rows(array: np.ndarray) -> np.ndarray:
-    """Positions along the leading axis at which floats are not all finite."""
-    return np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
+    """Positions along the leading axis at which floats are not all finite once in 32 bits."""
+    if array.dtype.kind != "f":
+        return np.zeros(0, np.int64)
+    with np.errstate(over="ignore"):
+        return np.flatnonzero(~np.isfinite(narrow(array)).reshape(len(array), -1).all(1))
 
 
 def inputs_of(batch: Mapping[str, Any]) -> Any:

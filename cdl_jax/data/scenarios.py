@@ -71,7 +71,8 @@ def noise(fields: Fields, *, classes: int, start: int, stop: int, seed: int) -> 
         x = np.array(x)
         for first in range(middle, len(x), _ROWS):
             part = x[first : first + _ROWS]
-            part[:] = np.clip(part + rng.normal(0, scale, part.shape), low, high).astype(x.dtype)
+            noisy = np.clip(part + rng.normal(0, scale, part.shape), low, high).astype(x.dtype)
+            part[:] = np.where(np.isinf(part), part, noisy)
         return x
 
     return _changed("noise", fields, _is_noisy, "floats or uint8[N, ...]", blur)
@@ -148,7 +149,7 @@ def _quarter(initial: np.ndarray) -> Any:
 
 
 def _limits(dtype: np.dtype) -> tuple[float, float]:
-    return (0, 255) if dtype == np.uint8 else (-np.inf, np.inf)
+    return (0, 255) if dtype == np.uint8 else (np.finfo(dtype).min, np.finfo(dtype).max)
 
 
 def _turned(images: np.ndarray, angles: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from cdl_jax.data.samples import narrow
 from cdl_jax.errors import DataError
 
 _SEGMENT_BYTES, _SEGMENT_ROWS = 1 << 24, 4096
-ID = "_id"  # bytes by which a source finds a sample of its own
+ID = "_id"  # uint8[n], the letters by which a source finds a sample of its own
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
 Row = dict[str, np.ndarray]
@@ -67,7 +67,7 @@ class Spool:
         Raises:
           DataError: for a row of another form, or of one that cannot be; it is not kept.
         """
-        row = {name: self._like_others(name, np.asarray(x)) for name, x in sample.items()}
+        row = self._narrowed({name: np.asarray(x) for name, x in sample.items()})
         form = {name: (x.dtype.name, x.shape) for name, x in sorted(row.items())}
         if not self._fields:
             self._check(row)
@@ -82,8 +82,10 @@ class Spool:
 
     def next_one(self, row: Mapping[str, np.ndarray]) -> str:
         """What to call a row that is not kept: by its id in the source, or by its position."""
-        if ID in row:
-            return f"entry {row[ID].tobytes().decode().strip()} of {self._source}"
+        own = row.get(ID)
+        if own is not None and own.dtype == np.uint8 and own.ndim:  # else an iterator's own field
+            name = own.tobytes().decode(errors="replace").strip()
+            return f"entry {name} of {self._source}"
         return f"sample {self.stop} of {self._source}"
 
     def _add(self, row: Row) -> None:
@@ -154,6 +156,15 @@ class Spool:
             size = sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in self._fields.values())
             self._rows = max(1, min(_SEGMENT_ROWS, _SEGMENT_BYTES // max(1, size)))
         return self._rows
+
+    def _narrowed(self, row: Row) -> Row:
+        out = {}
+        for name, value in row.items():
+            try:
+                out[name] = self._like_others(name, value)
+            except DataError as error:
+                raise DataError(f"{self.next_one(row)}, field {name}: {error}") from error
+        return out
 
     def _like_others(self, name: str, value: np.ndarray) -> np.ndarray:
         value, (dtype, _) = narrow(value), self._fields.get(name, ("", ()))

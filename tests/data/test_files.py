@@ -136,8 +136,17 @@ def test_a_sample_that_is_not_finite_is_named(monkeypatch):
     for odd in (np.nan, np.inf, -np.inf):
         x = X.copy()
         x[9, 1] = x[5, 2] = odd
-        with pytest.raises(DataError, match="sample 5 of d has a NaN or an infinity in x; fill"):
+        with pytest.raises(
+            DataError, match="sample 5 of d has a NaN or an infinity in x as .*; fill"
+        ):
             check_finite(array_data("d", {"x": x, "label": LABEL}))
+
+
+def test_what_is_infinite_in_32_bits_is_not_finite():
+    x = X.copy()
+    x[7, 0] = 1e300
+    with pytest.raises(DataError, match=r"sample 7 of d has .* in x as float32, .* at 3.4e\+38"):
+        check_finite(array_data("d", {"x": x, "label": LABEL}))
 
 
 def test_numbers_are_narrowed_or_refused():

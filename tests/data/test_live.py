@@ -287,9 +287,28 @@ def test_a_sample_that_is_not_finite_is_refused_before_it_is_kept(tmp_path):
     rows = [sample(0), {"x": np.array([0, np.nan, 1], np.float32), "label": 0, "_id": b"7-1"}]
     rows[1]["_id"] = rows[0]["_id"] = np.frombuffer(b"7-1  ", np.uint8)
     words, kept = _refusing(tmp_path / "a", rows, finite=True)
-    assert words.startswith("entry 7-1 of s has a NaN or an infinity in x; it is not kept")
+    assert words.startswith("entry 7-1 of s has a NaN or an infinity in x as float32")
     assert kept == 1
     assert live(tmp_path / "b", lambda held, last: iter(rows)).wait(2) == 2  # a model of one's own
+
+
+def test_a_number_that_is_infinite_in_32_bits_is_refused_but_in_the_sources_own_fields(tmp_path):
+    rows = [{"x": 1.0, "_at": np.inf}, {"x": 1e300, "_at": 0.0}]
+    words, kept = _refusing(tmp_path, rows, finite=True)
+    assert "sample 1 of s has a NaN or an infinity in x as float32, which ends at 3.4e+38" in words
+    assert kept == 1
+
+
+def test_an_integer_of_more_than_32_bits_is_refused_with_its_place(tmp_path):
+    words, kept = _refusing(tmp_path, [{"x": 1.0, "n": 0}, {"x": 1.0, "n": 1 << 40}])
+    assert words.startswith("sample 1 of s, field n: integers from 1099511627776 to")
+    assert kept == 1
+
+
+@pytest.mark.parametrize("own", [200, np.uint8(200), b"\xc8"])
+def test_an_iterators_own_id_is_no_entry_of_a_broker(tmp_path, own):
+    words, _ = _refusing(tmp_path, [{"_id": own, "x": "word"}])
+    assert words.startswith("sample 0 of s has ")
 
 
 @pytest.mark.parametrize(

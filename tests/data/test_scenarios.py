@@ -102,6 +102,15 @@ def test_flat_features_drift_too_and_names_of_things_stay():
     assert not np.array_equal(turned[-1], pixels[-1])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_noise_stays_within_what_a_dtype_holds(dtype):
+    x = np.tile(np.array([0, np.finfo(dtype).max], dtype), 50)[:, None]
+    x[80] = np.inf
+    made = scenario("noise", array_data("own", {"x": x}), start=10, seed=0).fields["x"]
+    assert np.flatnonzero(np.isinf(made)).tolist() == [80]  # of the data themselves
+    assert (made[55:] == np.finfo(dtype).max).any()
+
+
 def test_the_change_is_before_the_end_of_the_run(data):
     made = scenario("label_permutation", data, start=START, stop=1000, seed=0)
     assert np.flatnonzero(made.labels != data.labels)[0] == 700
