@@ -107,10 +107,10 @@ def _trained(
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(contextlib.closing(Records(config.run)))
         writer, settings = None, described(config, data)
-        made_by = program(cluster, "scan" if config.scan > 1 else "jit")
+        compiled = program(cluster, "scan" if config.scan > 1 else "jit")
         if records.folder is not None:
             facts = {
-                "program": made_by,
+                "program": compiled,
                 "config": settings | config.scores_depend_on(),
                 "lineage": None,
             }
@@ -120,19 +120,23 @@ def _trained(
         _check_extras(config)
         start = _start(config, data, model, records, writer, log, cluster)
         check_limit(config, records.triggers_after(int(start.state.version)))
-        records.about({"program": made_by, "config": config.recorded()})
-        records.track(config.trackers(), config.recorded())
         trainer = ContinuousTrainer(
             config, data, model, start, lambda: _beginning(config, data, model), records, writer,
             cluster,
         )  # fmt: skip
         if log is not None and owner is not None:
-            publisher = _publisher(config, made_by, settings, log, owner, trainer, key)
+            publisher = _publisher(config, compiled, settings, log, owner, trainer, key)
             trainer.delivery.publisher = publisher
             if start.progress is not None:
                 publisher.bytes_since = start.progress["bytes_since"]
             if writer is not None:
                 writer.facts["lineage"] = publisher.manifest.lineage.hex()
+        records.track(config.trackers(), config.recorded())
+        # Whatever refuses to go on has done so by now, and left the folder as it was.
+        if start.progress is not None:
+            records.text("config.toml", config_toml(config))
+            records.resume()
+        records.about({"program": compiled, "config": config.recorded()})
         if start.progress is None:
             trainer.keep()
         with Bar(config.strategy, trainer.left) as bar:
@@ -186,8 +190,7 @@ def _start(
     start = start._replace(sampler=sampler_for(saved, config, data))
     if log is not None:
         check_log(saved, start.state, log, config)
-    records.text("config.toml", config_toml(config))
-    records.resume(saved.version, metrics_bytes, again=_makes_again(saved, log, config))
+    records.look(saved.version, metrics_bytes, again=_makes_again(saved, log, config))
     return start
 
 
@@ -202,7 +205,7 @@ def _makes_again(saved: Saved, log: UpdateLog | None, config: TrainConfig) -> bo
 
 def _publisher(
     config: TrainConfig,
-    made_by: dict[str, Any],
+    compiled: dict[str, Any],
     settings: dict[str, Any],
     log: UpdateLog,
     owner: Ownership,
@@ -214,7 +217,7 @@ def _publisher(
         owner,
         deployed(trainer.state),
         version=int(trainer.state.version),
-        program=made_by,
+        program=compiled,
         config=settings,
         example=trainer.example(),
         snapshot_every=config.snapshot_every,

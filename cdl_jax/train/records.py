@@ -32,6 +32,7 @@ class Records:
         self._recorded: dict[int, int] = {}
         self._trackers = None if self.folder is None else Trackers(self.folder)
         self._version = self._newest = 0  # where this life goes on, and where the last one ended
+        self._kept = 0, 0  # bytes of the metrics and of the triggers that stay
 
     def about(self, facts: dict[str, Any]) -> None:
         """Adds this life to about.json: the facts, and what it was made by."""
@@ -58,10 +59,11 @@ class Records:
             (self.folder / "about.json").unlink(missing_ok=True)
             self._lines = _open(self.folder / "metrics.jsonl", "w")
             self._stops = _open(self.folder / "triggers.txt", "a" if again else "w")
-            self._recorded = _triggers_behind(self.folder / "triggers.txt", 0, self._stops)
+            self._recorded, here = _triggers_behind(self.folder / "triggers.txt", 0)
+            self._stops.truncate(here)
 
-    def resume(self, version: int, metrics_bytes: int, *, again: bool = True) -> None:
-        """Goes on behind `version`: cuts the metrics there.
+    def look(self, version: int, metrics_bytes: int, *, again: bool = True) -> None:
+        """Reads what an earlier life left behind a checkpoint, and changes nothing.
 
         Args:
           version, metrics_bytes: of the checkpoint.
@@ -72,19 +74,22 @@ class Records:
           CheckpointError: when the metrics are shorter than they were at that version, or a file
             was damaged.
         """
-        if self.folder is None:
-            return
-        self._check_length(version, metrics_bytes)
-        self._stops = _open(self.folder / "triggers.txt", "a")
-        path = self.folder / "triggers.txt"
-        self._recorded = _triggers_behind(path, version, self._stops)
-        if not again:
-            self._stops.truncate(_length_up_to(path, version))
-            self._recorded = {}
-        self._lines = _open(self.folder / "metrics.jsonl", "a")
-        self._version = version
-        self._newest = _newest_behind(self.folder / "metrics.jsonl", metrics_bytes, version)
-        self._lines.truncate(metrics_bytes)
+        if self.folder is not None:
+            self._check_length(version, metrics_bytes)
+            _lives(self.folder / "about.json")
+            metrics, triggers = self.folder / "metrics.jsonl", self.folder / "triggers.txt"
+            behind, here = _triggers_behind(triggers, version)
+            self._recorded = behind if again else {}
+            self._kept = metrics_bytes, here if again else _length_up_to(triggers, version)
+            self._version, self._newest = version, _newest_behind(metrics, metrics_bytes, version)
+
+    def resume(self) -> None:
+        """Goes on behind the version that was looked at: cuts off what is to come again."""
+        if self.folder is not None:
+            self._lines = _open(self.folder / "metrics.jsonl", "a")
+            self._stops = _open(self.folder / "triggers.txt", "a")
+            for file, length in zip((self._lines, self._stops), self._kept, strict=True):
+                file.truncate(length)
 
     def line(self, record: dict[str, Any]) -> None:
         """Appends one record, and tells the trackers its numbers."""
@@ -212,6 +217,8 @@ def _stderr() -> Any:
 
 def _newest_behind(path: pathlib.Path, metrics_bytes: int, version: int) -> int:
     """The version of the last line behind so many bytes; `version` where there is none."""
+    if not path.exists():
+        return version
     with path.open("rb") as file:
         file.seek(metrics_bytes)
         lines = file.read().splitlines()
@@ -246,9 +253,12 @@ def _open(path: pathlib.Path, mode: str) -> Any:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _triggers_behind(path: pathlib.Path, version: int, file: Any) -> dict[int, int]:
-    """Triggers of the versions behind `version`; cuts off a last line that a kill cut short."""
-    whole = path.read_bytes().rpartition(b"\n")[0]
+def _triggers_behind(path: pathlib.Path, version: int) -> tuple[dict[int, int], int]:
+    """Triggers of the versions behind `version`, and the bytes of all whole lines.
+
+    A kill may have cut the last one short.
+    """
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     try:
         pairs = [(int(v), int(stop)) for v, stop in map(bytes.split, whole.splitlines())]
     except ValueError as error:
@@ -256,11 +266,11 @@ def _triggers_behind(path: pathlib.Path, version: int, file: Any) -> dict[int, i
             f"{path} has a line that is not VERSION STOP ({error}): it was changed; give a new "
             "--run folder"
         ) from error
-    file.truncate(len(whole) + 1 if whole else 0)
-    return {v: stop for v, stop in pairs if v > version}
+    return {v: stop for v, stop in pairs if v > version}, len(whole) + 1 if whole else 0
 
 
 def _length_up_to(path: pathlib.Path, version: int) -> int:
-    """Bytes of the triggers of the versions up to this one."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    return sum(len(line) for line in lines if int(line.split()[0]) <= version)
+    """Bytes of the whole lines of the versions up to this one."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return sum(len(line) for line in whole if int(line.split()[0]) <= version)

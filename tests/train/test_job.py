@@ -3,13 +3,14 @@ import functools
 import json
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from cdl_jax.data import UniformHistory, load
 from cdl_jax.deploy import Replica, open_log
-from cdl_jax.errors import ConfigError, LogError, TrainingError
+from cdl_jax.errors import CheckpointError, ConfigError, LogError, TrainingError
 from cdl_jax.train import TrainConfig, job, run, strategies
 from cdl_jax.train.delivery import Delivery
 from cdl_jax.train.loop import ContinuousTrainer
@@ -254,13 +255,30 @@ def test_a_missing_extra_is_told_before_the_initial_training(
     assert not begun
 
 
+def contents(folder):
+    """The files of a run that a refused one must leave as they are."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != "lock"}
+
+
 def test_a_limit_before_what_is_made_again_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace())
     quick = {"model": "mlp", "checkpoint_every": 4, "digest_every": 0}
     crash(monkeypatch, 7, lambda: go(tmp_path, **quick))
     log = open_log(str(tmp_path / "log"))
     blobs = [log.read(version) for version in (5, 6, 7)]
+    before = contents(tmp_path / "run")
     with pytest.raises(ConfigError, match="limit is 44, but .*/run is .* took 64 .* give 64 or"):
         go(tmp_path, **quick, limit=44)  # version 8 was on its way
+    with pytest.raises(ConfigError, match="track wandb cannot begin"):
+        go(tmp_path, **quick, track="wandb")
+    changes = quick | {"learning_rate": 0.02, "new_lineage": True}
+    with pytest.raises(LogError, match="another configuration"):
+        go(tmp_path, **changes)
+    (tmp_path / "run" / "about.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"about.json is no list"):
+        go(tmp_path, **quick)
+    (tmp_path / "run" / "about.json").write_bytes(before["about.json"])
+    assert contents(tmp_path / "run") == before
     assert go(tmp_path, **quick, limit=64).versions == 8
     assert [log.read(version) for version in (5, 6, 7)] == blobs
     assert go(tmp_path, **quick, limit=44).versions == 8  # nothing is left to be made again

@@ -288,7 +288,8 @@ def test_a_resumed_run_knows_what_was_told(tmp_path, fake):
     first.close()
     (tmp_path / "trackers.json").write_text(json.dumps({"fake": "r7"}))
     again = Records(str(tmp_path))
-    again.resume(2, kept)
+    again.look(2, kept)
+    again.resume()
     again.track(["fake"], {})
     for version in (3, 4, 5):
         again.line({"version": version})
