@@ -3,6 +3,15 @@
 import re
 
 MASK = "***"
+_HOST = r"(?:\[[^]\s]*\]|[^][:@/?#\s]+)"
+_SECRET = re.compile(
+    "(?<=://)(?:"
+    # Behind user:password@ or host:port, to the last @ before a query. What looks like a port and
+    # a path may be a password with a / in it: it counts as one where an @ follows.
+    rf"(?=[^/?#\s]*@|{_HOST}:\d{{1,5}}[/?#])(?:(?!://)[^?#\s]|[?#](?!\w+=))*@"
+    # What is no host and no port before a /, ? or # is a password that holds it: to the last @.
+    rf"|(?!{_HOST}(?::\d{{0,5}})?(?:[/?#\s]|$))(?=[^/?#\s@]*:)(?:(?!://)\S)*@)"
+)
 
 
 def masked(text: str) -> str:
@@ -12,7 +21,7 @@ def masked(text: str) -> str:
       >>> masked("redis://me:secret@host:6379/stream")
       'redis://***@host:6379/stream'
     """
-    return re.sub(r"(?<=://)[^/?#\s]*@", f"{MASK}@", text)
+    return _SECRET.sub(f"{MASK}@", text)
 
 
 class CdlError(Exception):
