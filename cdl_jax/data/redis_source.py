@@ -15,6 +15,7 @@ missed until the reader next comes to the stream's end.
 
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +26,15 @@ import numpy as np
 
 from cdl_jax.data.live import Source
 from cdl_jax.data.spool import ID
-from cdl_jax.errors import ConfigError, DataError
+from cdl_jax.errors import ConfigError, DataError, masked
 
 _PLACE = "_place"  # of an entry among all that the stream ever took, from 1
 _ID_BYTES = 41  # of two 64-bit numbers and a dash
 _MAGIC = b"\x93NUMPY"
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _BLOCK, _TIMEOUT, _PAUSE = 1000, 5.0, 0.5  # ms, s, s
 _AT_ONCE = 256  # entries
 
@@ -76,27 +81,25 @@ def to_entry(sample: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _parsed(url: str) -> tuple[dict[str, Any], str, str]:
     """The connection, the name without a password, and the stream."""
-    scheme, shown = url.partition(":")[0], url.rpartition("@")[2].removeprefix("//")
+    scheme = url.partition(":")[0]
     try:
         parts = urlsplit(url)
         port, database = parts.port or 6379, int(parse_qs(parts.query).get("db", ["0"])[0])
-    except ValueError as error:
-        shown = shown.removeprefix(f"{scheme}://")
+    except ValueError:  # its words may hold a piece of the password
         raise ConfigError(
-            f"{scheme}://{shown} is no address of a stream ({error}); give "
-            "redis://HOST:PORT/STREAM?db=NUMBER"
-        ) from error
+            f"{masked(url)} is no address of a stream; give redis://HOST:PORT/STREAM?db=NUMBER, "
+            "and %2F, %3F and %23 for /, ? and # in a password"
+        ) from None
     host, stream = parts.hostname or "127.0.0.1", parts.path.strip("/")
     if not stream:
-        raise ConfigError(
-            f"{scheme}://{parts.hostname} names no stream; give redis://HOST:PORT/STREAM"
-        )
+        raise ConfigError(f"{masked(url)} names no stream; give redis://HOST:PORT/STREAM")
     options = {
         "host": host, "port": port, "db": database, "ssl": scheme == "rediss",
         "username": parts.username and unquote(parts.username),
         "password": parts.password and unquote(parts.password),
     }  # fmt: skip
-    return options, f"{scheme}://{parts.hostname}:{port}/{stream}", stream
+    name = f"{scheme}://{host}:{port}/{stream}" + (f"?db={database}" if database else "")
+    return options, masked(name), stream
 
 
 class _Reader:
@@ -220,9 +223,10 @@ def _number(entry: str) -> Id:
 def _sample(name: str, entry: bytes, fields: Mapping[bytes, bytes], place: int) -> dict[str, Any]:
     try:
         out = {field.decode(): _value(content) for field, content in fields.items()}
-    except (ValueError, EOFError, RecursionError) as error:
+    except Exception as error:  # of a damaged header come tokenize's, Python's own, and NumPy's
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"entry {entry.decode()} of {name} is no sample: {error}; take it out with XDEL, and "
+            f"entry {entry.decode()} of {name} is no sample: {first}; take it out with XDEL, and "
             "start the same command again"
         ) from error
     own = {ID: entry.ljust(_ID_BYTES), _PLACE: place.to_bytes(8, "little")}
@@ -231,5 +235,20 @@ def _sample(name: str, entry: bytes, fields: Mapping[bytes, bytes], place: int) 
 
 def _value(content: bytes) -> np.ndarray:
     if content.startswith(_MAGIC):
-        return np.load(io.BytesIO(content), allow_pickle=False)
+        return _array(content)
     return np.asarray(json.loads(content))
+
+
+def _array(content: bytes) -> np.ndarray:
+    """What `numpy.save` wrote; memory is taken once it is known to be as long as it says."""
+    file = io.BytesIO(content)
+    header = _HEADERS.get(np.lib.format.read_magic(file))
+    if header is None:
+        raise ValueError("its array is of a form that numpy.save gives to no numbers")
+    shape, _, dtype = header(file)
+    size, there = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
+    if size != there:
+        raise ValueError(
+            f"its array {dtype}{list(shape)} takes {size} bytes, but {there} are there"
+        )
+    return np.load(io.BytesIO(content), allow_pickle=False)

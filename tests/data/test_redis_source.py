@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import redis
 
-from cdl_jax.data.redis_source import _Reader, from_redis
+from cdl_jax.data.redis_source import _Reader, _sample, from_redis
 from cdl_jax.errors import ConfigError, DataError
 from tests.deploy.broker import Broker, needs_redis
 
@@ -214,12 +214,47 @@ def test_a_password_may_hold_any_letters(producer, broker):
     assert int(next(source(0, None))["x"]) == 0
 
 
+def forged(shape, descr="'<f4'", version=1):
+    """8 bytes under a header that says something else of them."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    length = len(header).to_bytes(2, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (forged(f"({1 << 50},)"), f"array float32\\[{1 << 50}\\] takes {1 << 52} bytes, but 8 are"),
+        (forged(f"({1 << 80},)"), f"takes {1 << 82} bytes, but 8 are there"),
+        (forged("(1,)"), "takes 4 bytes, but 8 are there"),
+        (forged(f"({1 << 80}, 0)", "[]"), "bytes, but 8"),
+        (forged("(2,)", version=3), "of a form that numpy.save gives to no numbers"),
+        (forged("(1,(1,("), ""),  # tokenize's own error
+        (forged("(True,)", "'<f8'"), ""),  # a TypeError
+        (forged("(1,)", "'|O'"), ""),
+    ],
+    ids=range(8),
+)
+def test_a_forged_array_is_refused_by_its_entrys_id(content, words):
+    with pytest.raises(DataError, match=rf"^entry 7-1 of s is no sample: .*{words}.*; take it out"):
+        _sample("s", b"7-1", {b"x": content}, 1)
+    whole = _sample("s", b"7-1", {b"x": forged("(1, 2)")}, 1)["x"]
+    assert (whole.dtype, whole.tolist()) == (np.float32, [[0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("redis:///s", "redis://127.0.0.1:6379/s"), ("redis://me:pw@h/s?db=0", "redis://h:6379/s"),
+     ("rediss://h:1/s?db=2", "rediss://h:1/s?db=2"), ("redis://u:12/34@h/s", "redis://***@h/s")],
+)  # fmt: skip
+def test_a_source_is_named_by_where_it_is(url, name):
+    assert from_redis(url)[0] == name
+
+
 @pytest.mark.parametrize("url", ["redis://h:abc/s", "redis://h/s?db=x", "redis://[::1/s"])
 def test_what_is_no_address_is_said_without_its_password(url):
-    for secret in ("", "me:hunter2@"):
-        with pytest.raises(
-            ConfigError, match="is no address of a stream .*; give redis://HOST"
-        ) as e:
+    for secret in ("", "me:hunter2@", ":hunter2/x@", "me:hunter2?@"):
+        with pytest.raises(ConfigError, match="is no address of a stream; give redis://HOST") as e:
             from_redis(url.replace("//", f"//{secret}"))
         assert url.partition("//")[2] in str(e.value)
         assert "hunter2" not in str(e.value)
