@@ -13,7 +13,6 @@ import fcntl
 import pathlib
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from cdl_jax.train import TrainConfig, run
 from cdl_jax.wire import signing
 from experiments import drift_cells
 from experiments.cells import MODELS, PROFILES, Cell, cells
-from experiments.grid_files import Task, Weights, begin, keep, note_program
+from experiments.grid_files import Task, Weights, keep, life, note_program
 
 RUNS = pathlib.Path("runs/grid")
 SCANNED = ("sparse", "proactive")  # strategies that an accelerator takes many triggers of at once
@@ -100,8 +99,7 @@ def tasks(options: Options) -> Iterator[Task]:
 
 def run_task(task: Task, options: Options) -> bool:
     """Runs a task to its end and keeps its result; False when it was interrupted."""
-    limit, begun = options.limit, time.monotonic()
-    group = pathlib.Path(options.log_to) / task.group
+    limit, group = options.limit, pathlib.Path(options.log_to) / task.group
     # A trial is none of the whole run's lives.
     folder = (group.with_name(f"{group.name}-limit-{limit}") if limit else group) / task.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,17 +110,16 @@ def run_task(task: Task, options: Options) -> bool:
             return True
         if task.result.exists() and not limit:
             return True
-        commits = begin(task, folder)
-        programs = note_program(folder)
-        places = _places(task, folder, len(programs), limit)
-        initial = str(group / "initial")
-        config = TrainConfig(**{**task.settings, **places}, seed=task.seed, initial=initial)
-        summary = run(config.checked())
+        initial = group / task.initial
+        with life(task, folder, initial) as lives:
+            programs = note_program(folder)
+            places = _places(task, folder, len(programs), limit)
+            chosen = {**task.settings, **places, "seed": task.seed, "initial": str(initial)}
+            summary = run(TrainConfig(**chosen).checked())
         if summary.interrupted:
             return False
         if not limit:
-            life = {"commits": commits, "wall_seconds": round(time.monotonic() - begun, 1)}
-            keep(task, folder, summary, programs, life)
+            keep(task, folder, summary, programs, lives)
         shutil.rmtree(folder)
     return True
 
@@ -157,6 +154,12 @@ def _wrong(options: Options) -> str:
     for start in options.only:
         if not any(name.startswith(start) for name in names):
             return f"--only {start} is the beginning of no cell; the cells are {', '.join(names)}"
+        alone = dataclasses.replace(options, only=(start,))
+        if not any(_wanted(c, alone) for c in _known(options)):
+            return (
+                f"--only {start} begins no cell of the quick profile; give one's whole name, or "
+                "--profile full"
+            )
     return ""
 
 

@@ -1,9 +1,11 @@
 """The files of a cell: what it began with, kept beside its run, and its result."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cdl_jax.deploy.publisher import difference
@@ -15,7 +17,7 @@ from cdl_jax.train.records import Summary
 from experiments import drift_cells
 from experiments.cells import Cell, settings
 from experiments.origin import origin
-from experiments.runs import conditions, stamp
+from experiments.runs import code, conditions, stamp
 
 RESULTS = pathlib.Path("experiments/results")
 POINTS = 50  # of a curve
@@ -70,6 +72,12 @@ class Task:
         return f"{self.dataset}-{self.profile}{self.weights.suffix}"
 
     @property
+    def initial(self) -> str:
+        """Of the folder, in the group's, of the initial models that its run may begin with."""
+        scenario = self.cell.settings.get("scenario", "")
+        return f"initial/{self.model}-{scenario}{'-' * bool(scenario)}s{self.seed}"
+
+    @property
     def result(self) -> pathlib.Path:
         """Where its outcome lies."""
         return RESULTS / self.group / f"{self.name}.jsonl"
@@ -89,8 +97,11 @@ class Task:
         )
 
 
-def begin(task: Task, folder: pathlib.Path) -> list[str]:
-    """Notes what a run begins with, or that it goes on; the commit of each start so far.
+@contextlib.contextmanager
+def life(task: Task, folder: pathlib.Path, initial: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+    """The lives of a run so far, this one last, noted beside it: code, seconds, initial model.
+
+    Of a life that was killed nobody knows the seconds.
 
     Raises:
       ConfigError: when it began with something else.
@@ -100,15 +111,24 @@ def begin(task: Task, folder: pathlib.Path) -> list[str]:
         **task.settings, "seed": task.seed, "initial_weights": str(task.weights),
         "signed": task.cell.ships,
     }  # fmt: skip
-    begun = json.loads(file.read_text()) if file.exists() else {"with": facts, "commits": []}
+    begun = json.loads(file.read_text()) if file.exists() else {"with": facts}
     if begun["with"] != facts:
         raise ConfigError(
             f"{folder} was begun with other settings ({difference(facts, begun['with'])}); go on "
             "as it was begun, or remove that folder to begin anew"
         )
-    commits = [*begun["commits"], stamp()["commit"]]
-    file.write_text(json.dumps({"with": facts, "commits": commits}))
-    return commits
+    # Runs that were begun before lives were noted have their commits.
+    old = [{"commit": x, "wall_seconds": None} for x in begun.get("commits", ())]
+    this = {**code(), "wall_seconds": None}
+    begun = {"with": facts, "lives": [*begun.get("lives", old), this]}
+    file.write_text(json.dumps(begun))
+    before, started = set(initial.glob("*/0")), time.monotonic()
+    try:
+        yield begun["lives"]
+    finally:
+        this["wall_seconds"] = round(time.monotonic() - started, 1)
+        this["trained_the_initial_model"] = set(initial.glob("*/0")) != before
+        file.write_text(json.dumps(begun))
 
 
 def note_program(folder: pathlib.Path) -> list[Any]:
@@ -122,7 +142,11 @@ def note_program(folder: pathlib.Path) -> list[Any]:
 
 
 def keep(
-    task: Task, folder: pathlib.Path, summary: Summary, programs: list[Any], life: dict[str, Any]
+    task: Task,
+    folder: pathlib.Path,
+    summary: Summary,
+    programs: list[Any],
+    lives: list[dict[str, Any]],
 ) -> None:
     """Writes a task's result: what it was, its curve, its summary; a line each.
 
@@ -131,13 +155,16 @@ def keep(
       folder: of its run.
       summary: of its run.
       programs: that took part.
-      life: the commits of its starts, and how long the last one took.
+      lives: of the run; it took the sum of their seconds, None where one was killed.
     """
+    seconds = [one["wall_seconds"] for one in lives]
+    whole = None if None in seconds else round(sum(seconds), 1)
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     header = {
         "cell": task.cell.name, "model": task.model, "seed": task.seed, "profile": task.profile,
         "settings": task.settings, "initial_weights": str(task.weights), "programs": programs,
-        "data": origin(task.dataset), "signed": task.cell.ships, **life,
+        "data": origin(task.dataset), "signed": task.cell.ships,
+        "lives": lives, "wall_seconds": whole,
         **conditions(task.command), **stamp(),
     }  # fmt: skip
     out = dataclasses.asdict(summary)

@@ -4,10 +4,11 @@ import datetime
 import json
 import os
 import pathlib
-import subprocess
 from typing import Any
 
 import jax
+
+from cdl_jax.train.provenance import made_by
 
 
 def save(folder: str, name: str, result: dict[str, Any]) -> None:
@@ -17,10 +18,12 @@ def save(folder: str, name: str, result: dict[str, Any]) -> None:
 
 
 def write(folder: str, name: str, result: dict[str, Any]) -> None:
-    """Writes a result as JSON."""
-    path = pathlib.Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / name).write_text(json.dumps(result, indent=1) + "\n")
+    """Writes a result as JSON, whole or not at all."""
+    path = pathlib.Path(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{name}.part")
+    draft.write_text(json.dumps(result, indent=1) + "\n")
+    draft.replace(path)
 
 
 def conditions(command: str) -> dict[str, Any]:
@@ -35,15 +38,24 @@ def conditions(command: str) -> dict[str, Any]:
     }
 
 
+def code() -> dict[str, Any]:
+    """The package's commit, and what was not committed: in it, and in the working folder.
+
+    The latter counts results that a campaign has rewritten, too.
+    """
+    made = made_by()
+    return {
+        "commit": made["commit"],
+        "dirty": made["dirty"],
+        "working_folder_dirty": made["working_folder"]["dirty"],
+    }
+
+
 def stamp() -> dict[str, Any]:
     """When and on what a row came about, for the row itself: files grow over days."""
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=pathlib.Path(__file__).parent,
-        capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
     where = conditions("")
     return {
-        "commit": head,
+        **code(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": where["device"],
         "threads": len(os.sched_getaffinity(0)),

@@ -64,7 +64,10 @@ def test_every_cell_leaves_what_it_was_its_curve_and_its_summary(whole):
     assert header["settings"]["density"] == 0.01
     assert header["programs"][0]["jax"] == jax.__version__
     assert {"device", "versions", "command", "initial_weights", "date"} <= set(header)
-    assert header["commits"] == [header["commit"]]
+    (life,) = header["lives"]
+    assert life["trained_the_initial_model"]
+    assert life["commit"] == header["commit"]
+    assert not read(DENSE, whole)[0]["lives"][0]["trained_the_initial_model"]  # it was there
     assert header["data"].startswith("digits, a copy of SHA-256 ")
     assert header["wall_seconds"] > summary_of(whole)["seconds"] > 0  # the initial training, too
     assert [p["version"] for p in points] == list(range(1, 13))
@@ -98,6 +101,8 @@ def test_a_stopped_cell_goes_on_and_another_program_may_do_so(whole, monkeypatch
     monkeypatch.setattr("cdl_jax.train.job.program", lambda *_: elsewhere)
     assert grid.main(OPTIONS) == 0
     again = read(SPARSE)
+    assert [x["trained_the_initial_model"] for x in again[0]["lives"]] == [True, False]
+    assert again[0]["wall_seconds"] == round(sum(x["wall_seconds"] for x in again[0]["lives"]), 1)
     assert [p["device"] for p in again[0]["programs"]] == [expected[0]["programs"][0]["device"],
                                                            "another one"]  # fmt: skip
     same = ("digest", "accuracy", "versions", "samples")
@@ -170,6 +175,12 @@ def test_a_whole_name_is_one_cell_and_a_beginning_is_many(capsys):
     assert {"proactive-8", "proactive-8-changed"} < set(names(("proactive",)))
     assert names(("top_k-0.001-tensor-int2",), "quick") == ["top_k-0.001-tensor-int2"]
     assert names(("top_k-0.001-tensor-int",), "quick") == []
+    only = ("proactive", "top_k-0.001-tensor-int")
+    assert grid.main(grid.Options(profile="quick", only=only)) == 2
+    said = (
+        "--only top_k-0.001-tensor-int begins no cell of the quick profile; give one's whole name"
+    )
+    assert said in capsys.readouterr().err
     assert grid.main(grid.Options(only=("proactive-9",))) == 2
     assert "--only proactive-9 is the beginning of no cell; the" in capsys.readouterr().err
 
@@ -259,7 +270,31 @@ def test_a_killed_full_retraining_goes_on_behind_its_last_version(monkeypatch):
     assert grid.main(OPTIONS) == 0
     assert len(taken) - before <= 3  # of 5
     header, *_, last = read("lenet5-full-s0.jsonl")
-    assert (len(header["commits"]), last["summary"]["versions"]) == (2, 5)
+    assert (len(header["lives"]), last["summary"]["versions"]) == (2, 5)
+
+
+def test_of_a_life_that_was_killed_nobody_knows_the_seconds(monkeypatch):
+    task = next(grid.tasks(OPTIONS))
+    folder = pathlib.Path("runs/digits-quick") / task.name
+    folder.mkdir(parents=True)
+    killed = grid_files.life(task, folder, folder)  # held, or its end is noted
+    killed.__enter__()
+    assert grid.main(OPTIONS) == 0
+    header = read(SPARSE)[0]
+    assert (len(header["lives"]), header["wall_seconds"]) == (2, None)
+
+
+def test_a_run_that_was_begun_before_lives_were_noted_goes_on():
+    task = next(grid.tasks(OPTIONS))
+    folder = pathlib.Path("runs")
+    folder.mkdir()
+    with grid_files.life(task, folder, folder):
+        pass
+    file = folder / "begun.json"
+    facts = json.loads(file.read_text())["with"]
+    file.write_text(json.dumps({"with": facts, "commits": ["abc"]}))
+    with grid_files.life(task, folder, folder) as lives:
+        assert (len(lives), lives[0]) == (2, {"commit": "abc", "wall_seconds": None})
 
 
 @pytest.mark.usefixtures("_real_cells")
