@@ -155,8 +155,11 @@ class Watch:
         lines, self._waiting = self._waiting, []
         if self._config.detector == "accuracy":
             return sum(x["correct"] for x in lines) / samples
-        losses = [x["prequential_loss"] for x in lines if x["prequential_loss"] is not None]
-        return sum(losses) / len(losses) if losses else None
+        lines = [x for x in lines if x["prequential_loss"] is not None]
+        counts = [x["samples"] - x["nonfinite_losses"] for x in lines]
+        weights = [count / counts[0] for count in counts]  # all 1.0 where the counts are the same
+        losses = [x["prequential_loss"] * w for x, w in zip(lines, weights, strict=True)]
+        return sum(losses) / sum(weights) if losses else None
 
     def _known(self, version: int) -> Finding | None:
         """The newest drift that `version` may depend on; none before it is answered for longer."""

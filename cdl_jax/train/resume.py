@@ -22,7 +22,10 @@ from cdl_jax.train.feed import Feed, with_rows
 from cdl_jax.wire import decode_update
 
 FORM = 3  # of what a checkpoint's record and sampler hold; another form needs another number
-_WATCHED = {"version", "position", "samples", "correct", "prequential_loss"}  # of a metrics' line
+# What a drift is found in, of a line of the metrics.
+_WATCHED = {
+    "version", "position", "samples", "correct", "prequential_loss", "nonfinite_losses",
+}  # fmt: skip
 _REACH = (
     "history", "history_size", "batch_size", "strategy", "include_new", "on_drift", "drift_window",
 )  # fmt: skip

@@ -35,6 +35,7 @@ def records(values, samples=8):
         yield {
             "version": version, "position": 100 + samples * version, "samples": samples,
             "correct": correct, "prequential_loss": 3 * (1 - correct / samples),
+            "nonfinite_losses": 0,
         }  # fmt: skip
 
 
@@ -197,7 +198,8 @@ def test_the_detector_sees_whole_triggers_where_an_answer_cuts_them_smaller(monk
         sizes.append(2 if watch.answers("trigger", version, position) else 8)
         position += sizes[-1]
         line = {"version": version, "position": position, "samples": sizes[-1],
-                "correct": 1 if version % 2 else 0, "prequential_loss": None}  # fmt: skip
+                "correct": 1 if version % 2 else 0, "prequential_loss": None,
+                "nonfinite_losses": 2}  # fmt: skip
         watch.update(line)
     assert sizes == [8] * 3 + [2] * 8 + [8] * 4
     assert told == [1 / 8, 0, 1 / 8, 2 / 8, 2 / 8, 0, 1 / 8, 0, 1 / 8]
@@ -211,3 +213,16 @@ def test_a_version_without_a_finite_loss_does_not_blind_the_detector(name):
     lines[100]["prequential_loss"] = None
     assert [x["version"] for x in lines if watch.update(x)]
     assert 300 < watch.found[0].version < 330
+
+
+def test_the_loss_is_the_mean_over_the_samples_whose_loss_is_finite():
+    watch = Watch(TrainConfig(on_drift="trigger", trigger=16))
+    told = [
+        watch._value({"version": 1, "position": 0, "correct": 0, "samples": samples,
+                      "nonfinite_losses": odd, "prequential_loss": loss})
+        for samples, odd, loss in [(2, 0, 1.0), (2, 2, None), (4, 1, 2.0), (8, 0, 5.0)]
+    ]  # fmt: skip
+    assert told == [None, None, None, pytest.approx((2 * 1.0 + 3 * 2.0 + 8 * 5.0) / 13)]
+    for loss in (0.1, 1 / 3, 0.7):
+        line = {"version": 1, "position": 0, "correct": 0, "samples": 16, "nonfinite_losses": 3}
+        assert watch._value(line | {"prequential_loss": loss}) == loss  # to the bit
