@@ -15,6 +15,7 @@ from cdl_jax.errors import DataError
 
 Channels = tuple[float, ...]
 TFDS = "tfds"
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _ROWS = 1000  # records that are decoded at a time
 
 
@@ -154,14 +155,21 @@ def _from_tfds(name: str, split: str, data_dir: str | None) -> tuple[np.ndarray,
     folder = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     folder = folder.expanduser()
     # Looked for first: with no network, tfds would retry its download for minutes.
-    versions = sorted(folder.glob(f"{name}/*/dataset_info.json"))
-    if not versions:
+    newest = max(folder.glob(f"{name}/*/dataset_info.json"), key=_numbers, default=None)
+    if newest is None or not _numbers(newest):
         raise DataError(
             f"no {name} in {folder}: give --data-dir or TFDS_DATA_DIR a folder that holds it in "
             f"array_record form, or make it there with `tfds build {name} "
             f"--file_format=array_record --data_dir={folder}` where there is a network"
         )
-    return cached(versions[-1].parent, split, lambda: _read_tfds(name, split, folder))
+    one = f"{name}:{newest.parent.name}"  # that of the cache's key
+    return cached(newest.parent, split, lambda: _read_tfds(one, split, folder))
+
+
+def _numbers(info: pathlib.Path) -> tuple[int, ...]:
+    """Of the version whose folder it is; none where that is called otherwise."""
+    found = _VERSION.fullmatch(info.parent.name)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def _read_tfds(name: str, split: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

@@ -99,12 +99,12 @@ def pair(name, value):
     return block(1, block(1, name.encode()) + block(2, value))
 
 
-def tfds_folder(path, images, labels, image="image"):
+def tfds_folder(path, images, labels, image="image", version="1.0.0"):
     """A data set `own` as tensorflow_datasets writes it, its records tf.train.Examples of PNGs."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from PIL import Image
 
-    folder = path / "own" / "1.0.0"
+    folder = path / "own" / version
     folder.mkdir(parents=True)
     kinds = "tensorflow_datasets.core.features."
     forms = {
@@ -122,7 +122,7 @@ def tfds_folder(path, images, labels, image="image"):
     (folder / "features.json").write_text(json.dumps(features))
     split = {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "name": "train",
              "numBytes": "1", "shardLengths": [str(len(labels))]}  # fmt: skip
-    info = {"name": "own", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    info = {"name": "own", "version": version, "fileFormat": "array_record", "splits": [split]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     writer = ArrayRecordWriter(
         str(folder / "own-train.array_record-00000-of-00001"), "group_size:1"
@@ -145,8 +145,14 @@ def test_any_images_of_tfds_are_read_from_the_disk(tmp_path, monkeypatch):
     assert data.labels.tolist() == [3, 0, 1, 2, 4, 0]
     assert (data.classes, data.batch([5])["image"].shape) == (5, (1, 4, 5, 3))
     assert np.array_equal(load_tfds("tfds:own:train[2:4]").fields["image"], images[2:4])
-    with pytest.raises(DataError, match="cannot read own in .*test"):
+    with pytest.raises(DataError, match=r"cannot read own:1\.0\.0 in .*test"):
         load_tfds("tfds:own:test")
+    (tmp_path / "own" / "old").mkdir()
+    (tmp_path / "own" / "old" / "dataset_info.json").write_text("{}")
+    for version in ("1.0.2", "1.0.10"):
+        images = images + np.uint8(1)
+        tfds_folder(tmp_path, images, [3, 0, 1, 2, 4, 0], version=version)
+        assert np.array_equal(load_tfds("tfds:own").fields["image"], images)
 
 
 def test_what_tfds_does_not_have_is_refused(tmp_path, monkeypatch):
