@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from cdl_jax.errors import ConfigError, masked
+from cdl_jax.errors import CheckpointError, ConfigError, masked
 
 _REST = 10  # times as long as a failed call took, until the next one
 
@@ -145,7 +145,8 @@ def tracker(name: str, place: Place) -> Tracker:
 class Trackers:
     """A run's trackers. What one does not take is said once; the run goes on.
 
-    trackers.json in the run's folder has the trackers' own names of the run.
+    trackers.json in the run's folder has the trackers' own names of the run, and up to which
+    version they were told by the lives before: the metrics, which each life cuts, do not know.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -159,18 +160,35 @@ class Trackers:
         self._file.unlink(missing_ok=True)
 
     def begin(self, names: Sequence[str], place: Place, newest: int) -> None:
-        """Begins trackers, or goes on where an earlier life had told them up to `newest`.
+        """Begins trackers, or goes on where the last life had told them up to `newest`.
 
         Raises:
           ConfigError: see `tracker`.
+          CheckpointError: when trackers.json was damaged.
         """
-        ids = json.loads(self._file.read_text()) if self._file.exists() else {}
+        known = self._known()
         for name in names:
-            self._told[name] = newest if name in ids else place.version
-            its = place._replace(run_id=ids.get(name))
-            self._open[name] = tracker(name, its)
-            ids[name] = self._open[name].run_id
-            self._file.write_text(json.dumps(ids) + "\n")
+            its = known.get(name)
+            self._told[name] = place.version if its is None else max(its["told"], newest)
+            run_id = None if its is None else its["id"]
+            self._open[name] = tracker(name, place._replace(run_id=run_id))
+            known[name] = {"id": self._open[name].run_id, "told": self._told[name]}
+            draft = self._file.with_name(f".{self._file.name}.part")
+            draft.write_text(json.dumps(known) + "\n")
+            draft.rename(self._file)
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        """The trackers of the lives before."""
+        try:
+            known = json.loads(self._file.read_text()) if self._file.exists() else {}
+            return {
+                name: {"id": its["id"], "told": int(its["told"])} for name, its in known.items()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self._file} does not say which runs the trackers made: it was changed; remove "
+                "it, and they begin others"
+            ) from error
 
     def log(self, record: dict[str, Any]) -> None:
         """Tells a line of metrics to those that were not told it in an earlier life."""
