@@ -39,6 +39,7 @@ from experiments.runs import conditions, save, stamp
 
 SEGMENT = 10_000  # samples of the stream between two retrainings
 TURNS = 10  # of the streams in a retraining
+METHOD = f"{TURNS} turns in a retraining; none compiles while it is timed"
 CELLS = (*map(proactive, (8, 16, 32, 64)), *map(sparse, (1e-2, 1e-3, 1e-4)))
 
 
@@ -57,12 +58,20 @@ class Options:
 def main(options: Options) -> int:
     """Measures the seeds that are missing, writes training_time.json after each, prints it."""
     path = pathlib.Path(options.results) / "training_time.json"
-    result: dict[str, Any] = {"cells": [], "retraining": []}
-    result |= json.loads(path.read_text()) if path.exists() else {}
+    result = known(path)
+    segments = {len(row["samples"]) for row in result["retraining"]} - {options.segments}
+    if segments:
+        print(f"experiments: {path} is of {segments.pop()} segments, not {options.segments}; give "
+              "that number, or other --results", file=sys.stderr)  # fmt: skip
+        return 2
     done = {row["seed"] for row in result["retraining"]}
-    for seed in (s for s in options.seeds if s not in done):
+    missing = [seed for seed in options.seeds if seed not in done]
+    if not missing:
+        print(f"experiments: nothing is missing: {path} has the seeds "
+              f"{', '.join(map(str, options.seeds))}")  # fmt: skip
+    for seed in missing:
         retraining, rows = measure(seed, options.segments)
-        made = {"turns": TURNS, **stamp()}
+        made = {"method": METHOD, **stamp()}
         result["retraining"].append(retraining | made)
         result["cells"] += [row | made for row in rows]
         words = f"--seeds {' '.join(map(str, options.seeds))} --segments {options.segments}"
@@ -70,6 +79,14 @@ def main(options: Options) -> int:
         result["data"] = origin("mnist")
         save(options.results, "training_time.json", result)
     return 0
+
+
+def known(path: pathlib.Path) -> dict[str, Any]:
+    """What the file has, without the rows of another method: they compare with no new ones."""
+    result = json.loads(path.read_text()) if path.exists() else {}
+    for rows in ("cells", "retraining"):
+        result[rows] = [row for row in result.get(rows, ()) if row.get("method") == METHOD]
+    return result
 
 
 def measure(seed: int, segments: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -43,7 +43,7 @@ def draw(results: Results, folder: pathlib.Path, command: str) -> str:
         f"{measured.get('data') or BEFORE['mnist']}; {measured['command']}; total of full "
         f"retraining by seed, s: {totals}. {_deviation(shown)}"
     )
-    if any("turns" not in row for row in measured["cells"]):
+    if any("method" not in row for row in measured["cells"]):
         text += f" {OLD}"
     note = caption(results, ["full", *cells], command)
     _plot(results, shown, folder, f"{note}. {text}")

@@ -195,7 +195,7 @@ def test_training_time_says_what_is_far_from_the_step_counts(folder, monkeypatch
     assert "beyond: proactive, trigger 16." in text
     assert "threads not recorded, random initial weights, data: MNIST" in text
     assert "which makes the others look faster" in text
-    made = {"turns": 10, "threads": 2}
+    made = {"method": "a", "threads": 2}
     measured["cells"] = [row | made for row in rows]
     (folder / "training_time.json").write_text(json.dumps(measured))
     text = accuracy_time.draw(load("mnist", "full", "lenet5"), folder, "")

@@ -1,4 +1,5 @@
 import itertools
+import json
 import types
 
 import jax
@@ -85,3 +86,41 @@ def test_nothing_is_compiled_while_a_retraining_is_timed(monkeypatch):
     with jax.numpy_dtype_promotion("standard"):
         retraining, rows = training_time.measure(0, 2)
     assert (retraining["samples"], retraining["steps"], rows) == ([300, 360], [3, 3], [])
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Seeds that were measured, and a file of seeds 0 and 1 by another method."""
+    seeds = []
+
+    def measure(seed, segments):
+        seeds.append(seed)
+        return {"seed": seed, "samples": [10] * segments}, [{"seed": seed}]
+
+    monkeypatch.setattr(training_time, "measure", measure)
+    monkeypatch.setattr(training_time, "origin", str)
+    old = {"cells": [{"seed": 0}, {"seed": 1}], "retraining": [{"seed": 0}, {"seed": 1}]}
+    (tmp_path / "training_time.json").write_text(json.dumps(old))
+    return seeds
+
+
+def test_seeds_of_another_method_are_measured_again(measured, tmp_path, capsys):
+    options = training_time.Options(seeds=(0, 1), results=str(tmp_path))
+    assert training_time.main(options) == 0
+    rows = json.loads((tmp_path / "training_time.json").read_text())["cells"]
+    assert (measured, [(r["seed"], r["method"]) for r in rows]) == (
+        [0, 1], [(0, training_time.METHOD), (1, training_time.METHOD)]
+    )  # fmt: skip
+    capsys.readouterr()
+    assert training_time.main(options) == 0
+    assert (len(measured), capsys.readouterr().out) == (
+        2, f"experiments: nothing is missing: {tmp_path}/training_time.json has the seeds 0, 1\n"
+    )  # fmt: skip
+
+
+def test_a_shorter_stream_is_none_of_the_file_s(measured, tmp_path, capsys):
+    options = training_time.Options(seeds=(0,), results=str(tmp_path))
+    assert training_time.main(options) == 0
+    shorter = training_time.Options(seeds=(0,), segments=1, results=str(tmp_path))
+    assert training_time.main(shorter) == 2
+    assert "training_time.json is of 5 segments, not 1; give that" in capsys.readouterr().err
