@@ -1,15 +1,13 @@
 """Sources of samples, and the history that a step samples from."""
 
-from cdl_jax.data.history import (
-    POLICIES,
+from cdl_jax.data.history import POLICIES, History, history
+from cdl_jax.data.policies import (
     BalancedHistory,
     ExponentialHistory,
-    History,
     InverseUseHistory,
     ReservoirHistory,
     UniformHistory,
     WindowHistory,
-    history,
 )
 from cdl_jax.data.scenarios import SCENARIOS, scenario
 from cdl_jax.data.sources import DATASETS, ImageData, from_arrays, load

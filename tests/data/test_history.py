@@ -11,6 +11,7 @@ from cdl_jax.data import (
     WindowHistory,
     history,
 )
+from cdl_jax.data.draws import by_weight, generator_of
 from cdl_jax.data.history import carried
 from cdl_jax.errors import ConfigError
 
@@ -91,12 +92,10 @@ def test_exponential_weights_halve(half_life, size):
 
 def test_both_ways_to_draw_exponentially_agree():
     """Several without replacement: the proposals against Gumbel's trick."""
-    from cdl_jax.data.history import _by_weight, _generator
-
     weights = -np.arange(500) * np.log(2) / 100
     gumbel, proposals = np.zeros(500), np.zeros(500)
     for step in range(6000):
-        gumbel[_by_weight(_generator(9, step), weights, 10)] += 1
+        gumbel[by_weight(generator_of(9, step), weights, 10)] += 1
         proposals[499 - ExponentialHistory(1, 100.0).draw(step, 500, 10)] += 1
     merged = gumbel.reshape(-1, 10).sum(1), proposals.reshape(-1, 10).sum(1)
     assert (np.abs(merged[0] - merged[1]) < 5 * np.sqrt(merged[0] + merged[1] + 1)).all()
