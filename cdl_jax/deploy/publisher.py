@@ -128,8 +128,8 @@ class Publisher:
 
         Args:
           update: arrays of NumPy or JAX.
-          deployed: the tree at the update's version, which `snapshot_due` versions need and the
-            last one deserves. It is read at once and may be donated afterwards.
+          deployed: the tree at the update's version, which `snapshot_due` versions need. It is
+            read at once and may be donated afterwards.
 
         Raises:
           StoreError: when the log cannot be written, as `on_failure` has it.
@@ -146,6 +146,26 @@ class Publisher:
         if tensors is not None:
             self._snapshot(version, tensors, digest)
         return blob
+
+    def last(self, version: int, deployed: Any, digest: np.ndarray) -> None:
+        """Writes a snapshot of the last version of a stream, unless the log has it.
+
+        Args:
+          version: the newest published.
+          deployed: the tree at that version.
+          digest: to which its updates lead.
+
+        Raises:
+          StoreError, LogError: as `publish`.
+        """
+        there = None
+        with contextlib.suppress(StoreError):  # the outbox knows what to do
+            there = self.log.newest_snapshot()
+        if there is None or there < version:
+            tensors = _named(deployed)[0]
+            self._check(version, tensors, digest)
+            self._snapshot(version, tensors, digest)
+        self.bytes_since = 0
 
     def tell(self, status: dict[str, Any]) -> None:
         """Leaves a few words on how training goes beside the log, every second at most."""

@@ -3,6 +3,9 @@
 import time
 from typing import Any
 
+import jax
+import numpy as np
+
 from cdl_jax.core import digest as digests
 from cdl_jax.core.step import StepInfo, TrainState, deployed
 from cdl_jax.core.update import tree_digest
@@ -39,13 +42,12 @@ class Delivery:
         every = self._config.checkpoint_every
         return self._keeps and bool(every) and version % every == 0
 
-    def deliver(self, info: StepInfo, state: TrainState, *, last: bool) -> dict[str, Any]:
+    def deliver(self, info: StepInfo, state: TrainState) -> dict[str, Any]:
         """Publishes a step's update; what its record says of that.
 
         Args:
           info: the step's, as NumPy arrays.
           state: behind it; read where a whole tree is due.
-          last: whether the stream ends with it: such a version gets a snapshot.
 
         Raises:
           TrainingError: when an entry was changed outside the step.
@@ -56,12 +58,17 @@ class Delivery:
         if self._digest_due(version):
             out["full_digest"] = self._check_digest(info, state)
         if self.publisher is not None:
-            due = self.publisher.snapshot_due(version) or last
+            due = self.publisher.snapshot_due(version)
             blob = self.publisher.publish(info.update, deployed(state) if due else None)
             out["bytes"] = len(blob)
             if self.publisher.outbox.empty:
                 out["acknowledged_at"] = time.time()
         return out
+
+    def finish(self, version: int, state: TrainState) -> None:
+        """Gives the version that a stream ends with a snapshot."""
+        if self.publisher is not None:
+            self.publisher.last(version, deployed(state), np.asarray(jax.device_get(state.digest)))
 
     def full_digest(self, version: int, state: TrainState) -> str:
         """Over all entries of this version, on every process the same."""

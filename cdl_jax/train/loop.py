@@ -104,9 +104,11 @@ class ContinuousTrainer:
                 current = self._dispatch(some)
                 self._finish_all(pending, bar)
                 pending = current
-                if self._whole_tree_due(self._version, some[-1]) or not arrivals.next_is_here():
+                if self.delivery.whole_tree_due(self._version) or not arrivals.next_is_here():
                     pending = self._finish_all(pending, bar)
             self._finish_all(pending, bar)
+            if self._position == self._stop:  # known of a live stream only now
+                self.delivery.finish(self._version, self.state)
         self.summary.interrupted = interrupts.came
         self.summary.seconds = before + time.monotonic() - begun
         self.summary.digest = self.delivery.full_digest(self._version, self.state)
@@ -160,7 +162,7 @@ class ContinuousTrainer:
         some: list[Trigger] = []
         for trigger in triggers:
             some.append(trigger)
-            due = self._whole_tree_due(self._version + len(some), trigger)
+            due = self.delivery.whole_tree_due(self._version + len(some))
             if len(some) >= self._config.scan or due or not arrivals.next_is_here():
                 yield some
                 some = []
@@ -211,8 +213,7 @@ class ContinuousTrainer:
             "made_at": made_at,
         }
         self._check_skipped(record)
-        last = pending.trigger.stop == self._stop
-        record |= self.delivery.deliver(info, self.state, last=last)
+        record |= self.delivery.deliver(info, self.state)
         self._count(record, pending.trigger, scored)
         self._records.line(record)
         if self.delivery.publisher is not None:
@@ -242,9 +243,6 @@ class ContinuousTrainer:
         summary.bytes_sent += record.get("bytes", 0)
         summary.full_digests += "full_digest" in record
         summary.nonfinite_losses += record["nonfinite_losses"]
-
-    def _whole_tree_due(self, version: int, trigger: Trigger) -> bool:
-        return self.delivery.whole_tree_due(version) or trigger.stop == self._stop
 
     def _progress(self) -> dict[str, Any]:
         publisher = self.delivery.publisher

@@ -10,9 +10,12 @@ import pytest
 
 from cdl_jax.data.live import END, LiveData
 from cdl_jax.data.spool import Spool
+from cdl_jax.deploy import open_log
 from cdl_jax.errors import ConfigError, DataError
 from cdl_jax.train import TrainConfig
 from cdl_jax.train.arrival import LiveArrivals
+from cdl_jax.train.delivery import Delivery
+from cdl_jax.train.records import Records
 from tests.train import small
 from tests.train.small import crash, metrics
 
@@ -51,6 +54,43 @@ def test_late_labels_of_a_live_stream_score_as_those_of_a_file(tmp_path, monkeyp
     cut = go(tmp_path / "cut", lambda h, last: some, **settings)
     assert (cut.accuracy, cut.loss, cut.digest) == (live.accuracy, live.loss, live.digest)
     assert scores(tmp_path / "cut") == scores(tmp_path / "live")
+
+
+def test_the_last_snapshot_does_not_depend_on_when_the_source_says_that_it_ends(
+    tmp_path, monkeypatch
+):
+    done, line = threading.Event(), Records.line
+
+    def noted(self, record):
+        line(self, record)
+        if record["version"] == 3:
+            done.set()
+
+    def late(held, last):
+        yield from rows(64 + 24)[held:]
+        assert done.wait(100)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "line", noted)
+        go(tmp_path / "late", late)
+    go(tmp_path / "at once", held_on(rows(64 + 24)))
+    for name in ("late", "at once"):
+        log = open_log(str(tmp_path / name / "log"))
+        assert (log.snapshots(), log.head()) == ([0, 3], 3)
+
+
+def test_a_run_killed_before_its_last_snapshot_writes_it_in_the_next_life(tmp_path, monkeypatch):
+    def killed(self, version, state):
+        raise small.Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "finish", killed)
+        with pytest.raises(small.Crash):
+            go(tmp_path, held_on(rows(64 + 24)))
+    log = open_log(str(tmp_path / "log"))
+    assert (log.snapshots(), log.head()) == ([0], 3)
+    again = go(tmp_path, held_on(rows(64 + 24)))  # makes no version: a checkpoint has them all
+    assert (log.snapshots(), log.head(), again.versions) == ([0, 3], 3, 3)
 
 
 class Came:
