@@ -67,22 +67,9 @@ class Cluster:
         if coordinator is None or jax.distributed.is_initialized():
             return cls(devices)
         link = Link.meet(coordinator, processes, process_id, _SECONDS_TO_MEET)
-        # It would take SIGTERM, which ends a run between two versions, to itself.
-        jax.config.update("jax_enable_preemption_service", False)
-        try:
-            jax.distributed.initialize(
-                coordinator, processes, process_id, initialization_timeout=_SECONDS_TO_MEET,
-                heartbeat_timeout_seconds=_SECONDS_TO_MISS,
-                shutdown_timeout_seconds=_SECONDS_TO_MISS,
-                coordinator_bind_address=coordinator if is_loopback(coordinator) else None,
-            )  # fmt: skip
-        except (RuntimeError, ValueError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TrainingError(
-                f"process {process_id} of {processes} met the others at {coordinator}, but JAX "
-                f"did not: {first}"
-            ) from error
-        return cls(devices, link)
+        with link.until_work():
+            _initialize(coordinator, processes, process_id)
+            return cls(devices, link)
 
     def together(self) -> contextlib.AbstractContextManager[Any]:
         """The work of all processes, which ends when one is gone; see `Link.together`."""
@@ -195,6 +182,24 @@ class Cluster:
 
         words: Any = multihost_utils.broadcast_one_to_all(np.frombuffer(content, np.uint8))
         return np.asarray(words).astype(np.uint8).tobytes()
+
+
+def _initialize(coordinator: str, processes: int, process_id: int) -> None:
+    # It would take SIGTERM, which ends a run between two versions, to itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process_id, initialization_timeout=_SECONDS_TO_MEET,
+            heartbeat_timeout_seconds=_SECONDS_TO_MISS,
+            shutdown_timeout_seconds=_SECONDS_TO_MISS,
+            coordinator_bind_address=coordinator if is_loopback(coordinator) else None,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            f"process {process_id} of {processes} met the others at {coordinator}, but JAX did "
+            f"not: {first}; start all processes again, at another port where it was taken"
+        ) from error
 
 
 def _first_of_each(count: int) -> list[Any]:

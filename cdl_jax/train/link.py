@@ -74,6 +74,15 @@ class Link:
         return cls(process_id, {0: there})
 
     @contextlib.contextmanager
+    def until_work(self) -> Any:
+        """Tells the others why this process does not come to its work; see `together`."""
+        try:
+            yield
+        except BaseException as error:
+            self._stopped(error)
+            raise
+
+    @contextlib.contextmanager
     def together(self) -> Any:
         """Tells the others how this process's work ends, and it when another one is gone.
 
@@ -87,10 +96,14 @@ class Link:
             if foreign and self._is_gone.wait(_SECONDS_TO_SHOW):
                 self.end(self.gone)
                 raise TrainingError(str(self.gone)) from error
-            first = (str(error).splitlines() or [""])[0] or type(error).__name__
-            self.end(f"process {self._process_id} stopped: {first}")
+            self._stopped(error)
             raise
         self.end(None)
+        self.close(_SECONDS_TO_LEAVE)
+
+    def _stopped(self, error: BaseException) -> None:
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        self.end(f"process {self._process_id} stopped: {first}")
 
     def end(self, why: str | None) -> None:
         """Says that this process ends: None, as all do. Else waits for the others to leave."""
@@ -104,11 +117,11 @@ class Link:
         if why is not None and self._leads:  # JAX aborts who outlives process 0
             self.close(_SECONDS_TO_LEAVE)
 
-    def close(self, seconds: float | None = None) -> None:
+    def close(self, seconds: float) -> None:
         """Waits for the others to close their ends, and closes the connections."""
-        until = None if seconds is None else time.monotonic() + seconds
+        until = time.monotonic() + seconds
         for watcher in self._watchers:
-            watcher.join(None if until is None else max(0.0, until - time.monotonic()))
+            watcher.join(max(0.0, until - time.monotonic()))
         for peer in self._peers.values():
             peer.close()
 

@@ -20,6 +20,7 @@ from cdl_jax.errors import CheckpointError, ConfigError, TrainingError
 from cdl_jax.train import TrainConfig
 from cdl_jax.train.arrival import Trigger
 from cdl_jax.train.cluster import Cluster
+from cdl_jax.train.link import Link
 from tests.train import small
 
 QUICK = {
@@ -115,6 +116,25 @@ def test_another_process_is_told_apart(monkeypatch):
 def test_what_cannot_be_is_said(tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         go(tmp_path, **changes)
+
+
+def test_who_fails_before_its_work_tells_the_others(monkeypatch):
+    told, link = [], Link(1, {})
+    monkeypatch.setattr(link, "end", told.append)
+    monkeypatch.setattr(Link, "meet", lambda *_: link)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    with pytest.raises(ConfigError, match="devices is 9"):
+        Cluster.join("127.0.0.1:1", 2, 1, 9)
+
+    def fails(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    words = "but JAX did not: DEADLINE_EXCEEDED; start all processes again, at another port where"
+    with pytest.raises(TrainingError, match=words):
+        Cluster.join("127.0.0.1:1", 2, 1, 1)
+    assert [why.partition(":")[0] for why in told] == ["process 1 stopped"] * 2
+    assert "devices is 9" in told[0]
 
 
 @contextlib.contextmanager

@@ -180,10 +180,17 @@ def _knocked(host, port, hello):
 
 
 def test_no_thread_outlives_the_run(place, left):
+    def work(link):
+        with link.together():
+            pass
+
     before = threading.active_count()
-    with met(place, 2):
-        pass
-    until(lambda: threading.active_count() == before)
+    with met(place, 2) as links:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(work, links))
+        assert all(peer.fileno() == -1 for link in links for peer in link._peers.values())
+        until(lambda: threading.active_count() == before)
+    assert not left
 
 
 @pytest.mark.parametrize(("host", "own"), [("127.0.0.1", True), ("localhost", True), ("", False)])
