@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import xxhash
 
 from cdl_jax.errors import DataError
 
@@ -150,18 +149,3 @@ def inputs_of(batch: Mapping[str, Any]) -> Any:
     """What a model predicts from: the only field but the label, or a dict of all but the label."""
     rest = {name: x for name, x in batch.items() if name != LABEL}
     return next(iter(rest.values())) if len(rest) == 1 else rest
-
-
-def facts(data: Samples, count: int) -> dict[str, Any]:
-    """What the bits of a run depend on: fields, classes, and a digest of the first samples.
-
-    Args:
-      data: the samples.
-      count: of the initial training; at most 1,000 of them, spread evenly, are hashed.
-    """
-    some = data.batch(np.unique(np.linspace(0, count - 1, min(count, 1000)).astype(np.int64)))
-    digest = xxhash.xxh3_128()
-    for name in sorted(some):
-        digest.update(name.encode() + np.ascontiguousarray(some[name]).tobytes())
-    fields = {n: [x.dtype.name, list(x.shape[1:])] for n, x in sorted(some.items())}
-    return {"fields": fields, "classes": data.classes, "digest": digest.hexdigest()}

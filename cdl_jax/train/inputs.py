@@ -9,9 +9,10 @@ import numpy as np
 
 from cdl_jax.data import ImageData, load, scenario
 from cdl_jax.data.files import KINDS, load_files
+from cdl_jax.data.fingerprint import facts
 from cdl_jax.data.live import LIVE, LiveData, Source, from_function
 from cdl_jax.data.redis_source import from_redis
-from cdl_jax.data.samples import LABEL, ArrayData, Samples, check_finite, facts
+from cdl_jax.data.samples import LABEL, ArrayData, Samples, check_finite
 from cdl_jax.data.sources import TFDS, load_tfds
 from cdl_jax.data.spool import Spool
 from cdl_jax.errors import ConfigError

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdl_jax.data.files import load_files
-from cdl_jax.data.samples import array_data, check_finite, facts, inputs_of, narrow
+from cdl_jax.data.fingerprint import facts
+from cdl_jax.data.samples import array_data, check_finite, inputs_of, narrow
 from cdl_jax.errors import DataError
 
 RNG = np.random.default_rng(0)

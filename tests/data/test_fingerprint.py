@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import xxhash
 
 from cdl_jax.data import fingerprint as module
-from cdl_jax.data.fingerprint import fingerprint
+from cdl_jax.data.fingerprint import facts, fingerprint
 from cdl_jax.data.samples import array_data
 
 X = np.arange(9000 * 4, dtype=np.float32).reshape(9000, 4)
@@ -56,3 +57,11 @@ def test_labels_need_not_be_there():
 @pytest.mark.parametrize("stop", [0, 1])
 def test_short_data_have_one_too(stop):
     assert known(stop=stop)["samples"] == 9000
+
+
+def test_the_facts_in_a_log_are_hashed_as_ever():
+    found = facts(array_data("own", {"x": X, "label": LABEL}), 9000)
+    some = np.linspace(0, 8999, 1000).astype(np.int64)
+    content = b"label" + LABEL[some].astype(np.int32).tobytes() + b"x" + X[some].tobytes()
+    assert found["digest"] == xxhash.xxh3_128(content).hexdigest()
+    assert found["classes"] == 7
