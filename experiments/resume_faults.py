@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ from experiments.lives import (
     newest,
     remains,
 )
-from experiments.runs import conditions, save
+from experiments.runs import conditions, save, write
 
 COUNTS = (
     "runs", "equal", "kills", "kills_while_a_checkpoint_was_written",
@@ -52,6 +52,7 @@ COUNTS = (
     "kills_with_versions_and_no_checkpoint", "versions_found_in_the_log_again",
     "lives_that_ended_before_their_kill",
 )  # fmt: skip
+FILE = "resume_faults.json"
 _TRIES = 30  # to kill a run before it ends
 
 
@@ -70,22 +71,39 @@ class Options:
 
 
 def main(options: Options) -> int:
-    """Runs the campaign, writes resume_faults.json; status 1 where a byte differs."""
+    """Runs what is missing, keeps the outcome after each run; status 1 where a byte differs."""
     command = f"python -m experiments.resume_faults --runs {options.runs} --seed {options.seed}"
-    about = in_a_child(conditions, command) | {
-        "sources": sources(), "kinds": list(KINDS), "settings": list(SETTINGS),
+    same = {
+        "seed": options.seed, "sources": sources(), "kinds": list(KINDS),
+        "settings": list(SETTINGS),
     }  # fmt: skip
-    path = pathlib.Path(options.results, "resume_faults.json")
-    before = json.loads(path.read_text()) if options.results and path.exists() else {}
-    if any(before.get(name) != fact for name, fact in about.items()):
-        before = {}
+    about = in_a_child(conditions, command) | same
+
+    def keep(found: dict[str, Any]) -> None:
+        if options.results:
+            write(options.results, FILE, about | found)
+
     with tempfile.TemporaryDirectory(prefix="cdl_jax-faults-") as folder:
         result = campaign(
-            options.runs, options.seed, pathlib.Path(folder), options.minutes, before=before
-        )
+            options.runs, options.seed, pathlib.Path(folder), options.minutes,
+            before=earlier(options.results, same), keep=keep,
+        )  # fmt: skip
     if options.results:
-        save(options.results, path.name, about | result)
+        save(options.results, FILE, about | result)
     return 0 if result["equal"] == result["runs"] else 1
+
+
+def earlier(results: str, same: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds, where these facts of it are the same; else it begins anew."""
+    path = pathlib.Path(results, FILE)
+    if not results or not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if other := [name for name, fact in same.items() if found.get(name) != fact]:
+        print(f"experiments: {path} is of other {', '.join(other)}: its {found['runs']} runs do "
+              "not count", file=sys.stderr)  # fmt: skip
+        return {}
+    return found
 
 
 def sources() -> str:
@@ -103,11 +121,16 @@ def campaign(
     minutes: float = 600.0,
     settings: Sequence[str] = tuple(SETTINGS),
     before: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """`runs` killed runs against the never killed one of the same settings, under `folder`.
 
-    What an earlier campaign found, `before`, counts too.
+    What an earlier campaign found, `before`, counts too. `keep` is given all so far after each run.
     """
+
+    def found() -> dict[str, Any]:
+        return {name: counts[name] for name in COUNTS} | {"different": different}
+
     counts = collections.Counter({name: (before or {}).get(name, 0) for name in COUNTS})
     different = list((before or {}).get("different", []))
     shared = bool(jax.config.values["jax_compilation_cache_dir"])
@@ -132,8 +155,9 @@ def campaign(
         counts["equal"] += not wrong
         counts["runs"] += 1
         different += [{"run": number, "kind": kind, "settings": name, "wrong": wrong}] * bool(wrong)
+        keep(found())
         print(f"{number + 1}/{runs} {name}, {kind}: {wrong[:3] or 'equal'}", file=sys.stderr)
-    return {name: counts[name] for name in COUNTS} | {"different": different}
+    return found()
 
 
 def unkilled(place: pathlib.Path, name: str, times: int, *, again: bool = False) -> float:
