@@ -3,9 +3,6 @@
 A source is a function `(held, last) -> iterator of samples`: how many of its samples are kept
 already, and the newest of them, or None. A sample is a dict of numbers or arrays by field; the
 integer field "label" is the class, and a field whose name begins with _ is the source's own.
-
-A sample that cannot be trained on is refused before it is kept: what is kept is met again at every
-start, so a run would be blocked for good.
 """
 
 import collections
@@ -16,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data.samples import LABEL, NOT_FINITE, classes_of, odd_rows
+from cdl_jax.data.live_checks import check_finite_row, check_label, row_of
+from cdl_jax.data.samples import LABEL, classes_of
 from cdl_jax.data.spool import Spool
 from cdl_jax.errors import DataError
 from cdl_jax.imports import imported
@@ -25,7 +23,6 @@ Source = Callable[[int, Mapping[str, np.ndarray] | None], Iterable[Mapping[str, 
 LIVE = ("redis", "rediss", "iterator")  # kinds of live data sets
 END = 1 << 62  # the end of a stream that has none yet
 _POLL = 0.05  # seconds
-_AGAIN = "it is not kept: take it out of the stream, or mend it, and start the same command again"
 
 
 class LiveData:
@@ -167,36 +164,13 @@ class LiveData:
         return samples
 
     def _checked(self, sample: Any) -> dict[str, np.ndarray]:
-        if not isinstance(sample, Mapping):
-            raise DataError(
-                f"sample {self.spool.stop} of {self.name} is a {type(sample).__name__}; give a "
-                "dict of fields, such as {'x': [0.1, 2.0], 'label': 1}"
-            )
-        row = {str(name): np.asarray(x) for name, x in sample.items()}
+        row = row_of(sample, self.spool)
         if self._finite:
-            self._check_finite(row)
-        self._check_label(row)
-        return row
-
-    def _check_finite(self, row: Mapping[str, np.ndarray]) -> None:
-        odd = [name for name, x in row.items() if name[:1] != "_" and len(odd_rows(x[None]))]
-        if odd:
-            raise DataError(
-                f"{self.spool.next_one(row)} has {NOT_FINITE.format(odd[0])}; {_AGAIN}, or give "
-                "--model MODULE:FACTORY, which takes any numbers"
-            )
-
-    def _check_label(self, row: Mapping[str, np.ndarray]) -> None:
-        label = row.get(LABEL)
+            check_finite_row(row, self.spool)
         if self.spool.stop >= self._initial:
             self._learn()
-        if not self.classes or label is None or label.dtype.kind not in "biu" or label.ndim:
-            return
-        if not 0 <= label < self.classes:
-            raise DataError(
-                f"{self.spool.next_one(row)} has label {label}, but the run's are 0 to "
-                f"{self.classes - 1}; {_AGAIN}, or give more --classes and a new --run and --log"
-            )
+        check_label(row, self.classes, self.spool)
+        return row
 
     def _learn(self) -> None:
         if self._initial and not self._learnt:
