@@ -94,12 +94,12 @@ def _check_together(config: "TrainConfig") -> None:
             f"values is {config.values}, but with order 'before' the optimizer makes the new "
             "values, which are sent exactly; give float32"
         )
-    if config.strategy == "full" and (
-        config.trigger_seconds or config.label_delay or config.on_drift
-    ):
+    others = [n for n in ("trigger_seconds", "label_delay", "on_drift") if getattr(config, n)]
+    if config.strategy == "full" and others:
+        given = ", ".join(f"{name} {getattr(config, name)}" for name in others)
         raise ConfigError(
-            "full retrains on all samples every --trigger samples; trigger_seconds, "
-            "label_delay and on_drift belong to the other strategies"
+            f"strategy full retrains on all samples every --trigger samples and takes no {given}; "
+            "leave it out, or give another --strategy"
         )
     if config.strategy in ("sparse", "proactive") and config.trigger > config.batch_size:
         raise ConfigError(
@@ -134,26 +134,31 @@ def _check_drift(config: "TrainConfig") -> None:
             f"drift_threshold is {threshold}; give a number {range_} for {config.detector}"
         )
     new = max(config.trigger, round(config.new_share * config.batch_size))
+    share = f"drift_share {config.drift_share} of batch_size {config.batch_size}"
+    out, strategy = "leave it out", config.strategy
     idle = {
-        "frozen takes no steps": (config.strategy == "frozen", REACTIONS),
-        "online trains on what arrived": (config.strategy == "online", ("share", "window")),
-        "online would take smaller batches": (config.strategy == "online", ("trigger",)),
-        "the clock triggers": (config.trigger_seconds is not None, ("trigger",)),
-        f"{config.trigger} new samples trigger a step already": (
+        "frozen takes no steps; " + out: (strategy == "frozen", REACTIONS),
+        "online trains on what arrived; " + out: (strategy == "online", ("share", "window")),
+        "online would take smaller batches; " + out: (strategy == "online", ("trigger",)),
+        "the clock triggers; " + out: (config.trigger_seconds is not None, ("trigger",)),
+        f"drift_trigger is {config.drift_trigger}, and {config.trigger} new samples trigger a step "
+        f"already; give fewer, or {out}": (
             config.drift_trigger >= config.trigger, ("trigger",),
         ),
-        f"{config.strategy} sends dense updates": (config.strategy != "sparse", ("density",)),
-        "quantize sends every entry": (config.compressor == "quantize", ("density",)),
-        "it is the density already": (config.drift_density == config.density, ("density",)),
-        "include_new is off": (not config.include_new, ("share",)),
-        f"{new} samples of a batch are new already": (
+        f"{strategy} sends dense updates; {out}": (strategy != "sparse", ("density",)),
+        "quantize sends every entry; " + out: (config.compressor == "quantize", ("density",)),
+        f"drift_density is {config.drift_density}, and it is the density already; give another, "
+        f"or {out}": (config.drift_density == config.density, ("density",)),
+        "include_new is off; " + out: (not config.include_new, ("share",)),
+        f"{share} is no more than the {new} samples of a batch that are new already; give a larger "
+        f"drift_share, or {out}": (
             round(config.drift_share * config.batch_size) <= new, ("share",),
         ),
     }  # fmt: skip
     for why, (so, answers) in idle.items():
         for name in config.reactions():
             if so and name in answers:
-                raise ConfigError(f"on_drift {name} is of no use: {why}; leave it out")
+                raise ConfigError(f"on_drift {name} is of no use: {why}")
 
 
 def _check_live(config: "TrainConfig") -> None:
@@ -164,7 +169,10 @@ def _check_live(config: "TrainConfig") -> None:
     if config.pace is not None:
         raise ConfigError(f"pace is {config.pace}, but a live stream brings its own; leave it out")
     if config.processes > 1 or config.scenario != "none":
-        raise ConfigError("a live stream is for a run of one process, without a scenario")
+        raise ConfigError(
+            f"processes is {config.processes} and scenario {config.scenario}, but a live stream "
+            "is for one process without a scenario; leave them out"
+        )
     if config.log is not None and config.run is None:
         raise ConfigError(
             "a live stream needs --run beside --log: only samples that are kept let a "
@@ -183,15 +191,26 @@ def _check_processes(config: "TrainConfig") -> None:
             f"processes is {config.processes}, coordinator is {config.coordinator}; several "
             "processes need --coordinator HOST:PORT, a single one none"
         )
-    if config.coordinator is not None and not _PLACE.fullmatch(config.coordinator):
+    if config.coordinator is not None and not _is_place(config.coordinator):
         raise ConfigError(
             f"coordinator is {config.coordinator!r}; give HOST:PORT of process 0, such as "
-            "10.0.0.1:8476"
+            "10.0.0.1:8476, with a port from 1 to 65535"
         )
     if (config.processes > 1 or config.devices != 1) and config.strategy in ("full", "frozen"):
-        raise ConfigError(f"strategy {config.strategy} runs on one device of one process")
+        raise ConfigError(
+            f"strategy {config.strategy} runs on one device of one process, but devices is "
+            f"{config.devices} and processes {config.processes}; give 1"
+        )
     if config.processes > 1 and config.initial is not None:
-        raise ConfigError("initial is for a run of one process; leave it out")
+        raise ConfigError(
+            f"initial is {config.initial}, but it is for one process, not {config.processes}; "
+            "leave it out"
+        )
+
+
+def _is_place(coordinator: str) -> bool:
+    found = _PLACE.fullmatch(coordinator) is not None
+    return found and 1 <= int(coordinator.rpartition(":")[2]) <= 65535
 
 
 def _check_scan(config: "TrainConfig") -> None:

@@ -73,7 +73,7 @@ def test_runs_that_begin_alike_share_one_initial_model(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"order": "before", "values": "int8"}, "sent exactly; give float32"),
-     ({"strategy": "full", "label_delay": 3}, "belong to the other strategies")],
+     ({"strategy": "full", "label_delay": 3}, "takes no label_delay 3; leave it out, or")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
