@@ -82,12 +82,17 @@ def _run(config: TrainConfig, source: Source | None, cluster: Cluster) -> Summar
             stack.callback(data.close)
         if cluster.processes > 1:
             held = fingerprint(data, config.initial_samples + (config.limit or len(data)))
-            cluster.check_same({**vars(config), **_OWN, **program(cluster), **held})
+            cluster.check_same({**_alike(config), **program(cluster), **held})
         if config.log is None:
             return _trained(config, data, cluster)
         log = open_log(config.log, create=True)
         owner = stack.enter_context(log.claim())
         return _trained(config, data, cluster, log, owner, key)
+
+
+def _alike(config: TrainConfig) -> dict[str, Any]:
+    """The settings in which all processes are alike, the initial weights by their content."""
+    return {**vars(config), **config.bits_depend_on(), **_OWN}
 
 
 def _keep_programs() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import CheckpointError, ConfigError, TrainingError
-from cdl_jax.train import TrainConfig
+from cdl_jax.train import TrainConfig, job
 from cdl_jax.train.arrival import Trigger
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.link import Link
@@ -108,6 +108,8 @@ def test_another_process_is_told_apart(monkeypatch):
         ({"devices": -1}, "devices is -1; give 0 or more"),
         ({"processes": 2, "coordinator": "host"}, "coordinator is 'host'; give HOST:PORT"),
         ({"processes": 2, "coordinator": "http://host:1"}, "coordinator is 'http://host:1'; give"),
+        ({"processes": 2, "coordinator": "h:99999"}, "'h:99999'; give .* port from 1 to 65535"),
+        ({"processes": 2, "coordinator": "[::1]:0"}, "0'; give HOST:PORT .* port from 1 to 65535"),
         ({"devices": 8, "batch_size": 36}, "batch_size is 36, which 8 dev.* give 32 or 40, or"),
         ({"devices": 8, "strategy": "online", "trigger": 6}, "trigger is 6, .* give 8, or other"),
         ({"devices": 8, "strategy": "online", "trigger_seconds": 1.0}, "batch of another size"),
@@ -250,3 +252,12 @@ def test_the_settings_of_the_cluster_are_no_part_of_a_runs():
     plain = TrainConfig().checked().bits_depend_on()
     changes = {"devices": 2, "processes": 2, "coordinator": "h:1", "process_id": 1}
     assert dataclasses.replace(TrainConfig(), **changes).checked().bits_depend_on() == plain
+
+
+def test_hosts_may_have_the_same_initial_weights_in_other_places(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    one, same, other = (
+        job._alike(TrainConfig(init_weights=str(tmp_path / name))) for name in "abc"
+    )
+    assert one == same != other
