@@ -16,8 +16,10 @@ def imported(name: str) -> Callable[..., Any]:
       ConfigError: when there is none.
     """
     module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # an installed command has its own folder there instead
-        sys.path.insert(0, os.getcwd())
+    # An installed command has its own folder there instead. Last: a redis.py of the user's must
+    # not stand for the installed one in what is imported from now on.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         found: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
