@@ -14,6 +14,7 @@ from cdl_jax.train import TrainConfig
 from cdl_jax.train.job import config_toml
 from cdl_jax.train.plain_json import line
 from cdl_jax.train.records import Records, Summary
+from cdl_jax.train.scorecard import Scorecard
 from tests.train import small
 
 X = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
@@ -172,17 +173,23 @@ def test_a_resume_counts_the_same_where_losses_are_not_finite(tmp_path, numpy_da
     assert [row["version"] for row in ours if row["prequential_loss"] is None] == [21]
 
 
-def test_a_resume_with_another_window_is_refused(tmp_path, numpy_data):
+def test_a_resume_with_another_window_is_refused(tmp_path, numpy_data, monkeypatch):
     go = functools.partial(small.go, QUICK, **numpy_data)
     go(tmp_path)
     with pytest.raises(CheckpointError, match="window is 5 here, 1000 there"):
         go(tmp_path, limit=40, window=5)
     with pytest.raises(CheckpointError, match=r"fading_factor is 0.5 here, 0.002 there"):
         go(tmp_path, limit=40, fading_factor=0.5)
+    rights, count = [], Scorecard.count
+
+    def noted(self, scored, trigger, summary):
+        rights.extend(right for right, _, _ in scored)
+        return count(self, scored, trigger, summary)
+
+    monkeypatch.setattr(Scorecard, "count", noted)
     summary = go(tmp_path, limit=40, window=5, new_lineage=True, log=str(tmp_path / "new"))
-    assert summary.versions == 5
-    rights = [row["correct"] for row in small.metrics(tmp_path)]
-    assert small.metrics(tmp_path)[-1]["window_accuracy"] * 5 <= rights[-1]
+    assert (summary.versions, len(rights)) == (5, 8)
+    assert small.metrics(tmp_path)[-1]["window_accuracy"] == sum(rights[-5:]) / 5
 
 
 def test_windows_and_weights_that_cannot_be_are_refused():
