@@ -3,13 +3,14 @@
 import importlib.metadata
 import pathlib
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from experiments.runs import code
 
 FEW = 3  # rounds of a slow column
 
@@ -81,7 +82,7 @@ def environment() -> dict[str, object]:
     return {
         "versions": {"python": platform.python_version(), **versions},
         "device": _device(),
-        "commit": _commit(),
+        **code(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -93,12 +94,3 @@ def _device() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(models)} x {models[0]}" if models else platform.processor()
-
-
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
