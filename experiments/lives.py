@@ -41,6 +41,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "on_drift": "share+window+density+reset", "detector": "accuracy", "drift_window": 40,
         "drift_samples": 12 * TRIGGER,
     },
+    "smaller triggers": {
+        "on_drift": "trigger", "detector": "accuracy", "drift_trigger": 4,
+        "drift_samples": 3 * TRIGGER,
+    },
     "late labels": {"label_delay": 12},
     "scan": {"scan": 3, "pace": None},
     "int8": {"values": "int8"},
