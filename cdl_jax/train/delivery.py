@@ -35,12 +35,13 @@ class Delivery:
         """Whether the tree of this version is to be hashed, written or kept."""
         publisher = self.publisher
         snapshot = publisher is not None and publisher.snapshot_due(version)
-        return snapshot or self._digest_due(version) or self.checkpoint_due(version)
+        kept = self._keeps and self.checkpoint_due(version)
+        return snapshot or self._digest_due(version) or kept
 
     def checkpoint_due(self, version: int) -> bool:
-        """Whether a checkpoint follows this version."""
+        """Whether a checkpoint follows this version, in a run that has them."""
         every = self._config.checkpoint_every
-        return self._keeps and bool(every) and version % every == 0
+        return bool(every) and version % every == 0
 
     def deliver(self, info: StepInfo, state: TrainState) -> dict[str, Any]:
         """Publishes a step's update; what its record says of that.

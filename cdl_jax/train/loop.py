@@ -214,15 +214,14 @@ class ContinuousTrainer:
         }
         self._check_skipped(record)
         record |= self.delivery.deliver(info, self.state)
-        self._count(record, pending.trigger, scored)
+        self._count(record, pending.trigger, scored, losses)
         self._records.line(record)
         if self.delivery.publisher is not None:
             self.delivery.publisher.tell(vars(self.summary))
         if self.delivery.checkpoint_due(version):
             self.keep()
-        every = self._config.checkpoint_every
-        if self._writer is None and every and version % every == 0:
-            self._forget()
+            if self._writer is None:
+                self._forget()
         bar.show(self.summary, samples)
 
     def _check_skipped(self, record: dict[str, Any]) -> None:
@@ -234,11 +233,13 @@ class ContinuousTrainer:
                 "skipped; lower --learning-rate, or raise --max-skipped"
             )
 
-    def _count(self, record: dict[str, Any], trigger: Trigger, scored: Scored) -> None:
+    def _count(
+        self, record: dict[str, Any], trigger: Trigger, scored: Scored, losses: list[float]
+    ) -> None:
         summary = self.summary
         if self._watch.update(record):
             record["drift"], summary.drifts = True, summary.drifts + 1
-        record |= self._scores.count(scored, trigger, summary)
+        record |= self._scores.count(scored, losses, trigger, summary)
         summary.versions = record["version"]
         summary.bytes_sent += record.get("bytes", 0)
         summary.full_digests += "full_digest" in record

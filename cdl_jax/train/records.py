@@ -17,7 +17,7 @@ from cdl_jax.train.tracking import Place, Trackers
 
 
 class Records:
-    """A run's folder. None writes nothing.
+    """A run's folder, which is there. None writes nothing.
 
     metrics.jsonl has a line per version; triggers.txt a line "version stop" per step, written
     before the step is taken, where stop is the position behind its newest sample; summary.json
@@ -26,7 +26,7 @@ class Records:
     """
 
     def __init__(self, folder: str | None):
-        self.folder = None if folder is None else _make(pathlib.Path(folder))
+        self.folder = None if folder is None else pathlib.Path(folder)
         self._lines: Any = None
         self._stops: Any = None
         self._recorded: dict[int, int] = {}
@@ -236,14 +236,6 @@ def _lives(path: pathlib.Path) -> list[Any]:
     if not isinstance(lives, list):
         raise CheckpointError(f"{path} is no list of the run's lives: it was changed; remove it")
     return lives
-
-
-def _make(folder: pathlib.Path) -> pathlib.Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the run folder {folder}: {error.strerror}") from error
-    return folder
 
 
 def _open(path: pathlib.Path, mode: str) -> Any:

@@ -49,11 +49,19 @@ class Scorecard:
         """The labels of so many samples arrived; their scores."""
         return self._awaited.labelled(samples)
 
-    def count(self, scored: Scored, trigger: Trigger, summary: Summary) -> dict[str, Any]:
-        """Counts a trigger's scores into the summary; what its record says of them."""
+    def count(
+        self, scored: Scored, losses: list[float], trigger: Trigger, summary: Summary
+    ) -> dict[str, Any]:
+        """Counts a trigger's scores into the summary; what its record says of them.
+
+        Args:
+          scored, losses: see `labelled` and `finite_losses`.
+          trigger: of these samples.
+          summary: counts on in it.
+        """
         accuracy, loss, frozen = self._accuracy, self._loss, self._frozen_accuracy
         accuracy.add(right for right, _, _ in scored)
-        loss.add(finite_losses(scored))
+        loss.add(losses)
         frozen.add(self.frozen.right(trigger.start, trigger.stop))
         summary.samples = accuracy.seen
         summary.accuracy, summary.loss = accuracy.mean, loss.mean

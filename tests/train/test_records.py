@@ -182,9 +182,9 @@ def test_a_resume_with_another_window_is_refused(tmp_path, numpy_data, monkeypat
         go(tmp_path, limit=40, fading_factor=0.5)
     rights, count = [], Scorecard.count
 
-    def noted(self, scored, trigger, summary):
+    def noted(self, scored, *others):
         rights.extend(right for right, _, _ in scored)
-        return count(self, scored, trigger, summary)
+        return count(self, scored, *others)
 
     monkeypatch.setattr(Scorecard, "count", noted)
     summary = go(tmp_path, limit=40, window=5, new_lineage=True, log=str(tmp_path / "new"))

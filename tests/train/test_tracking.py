@@ -10,7 +10,7 @@ import pytest
 from cdl_jax.errors import CheckpointError, ConfigError
 from cdl_jax.train import TrainConfig, tracking
 from cdl_jax.train.records import Records
-from cdl_jax.train.tracking import TRACKERS, Place, Trackers, numbers, tracker
+from cdl_jax.train.tracking import TRACKERS, Place, Trackers, check_installed, numbers, tracker
 from tests.train import small
 
 RECORD = {
@@ -181,11 +181,11 @@ def test_mlflow_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_what_is_not_installed_is_said(tmp_path, monkeypatch, name):
+def test_what_is_not_installed_is_said(monkeypatch, name):
     module = {"tensorboard": "tensorboardX"}.get(name, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=f"track {name} needs more: pip install"):
-        tracker(name, place(tmp_path))
+        check_installed([name])
 
 
 def test_what_cannot_begin_says_why(tmp_path, monkeypatch):
