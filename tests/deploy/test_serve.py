@@ -140,8 +140,8 @@ def test_garbage_is_answered_by_4xx_and_memory_does_not_grow(tmp_path):
         (["--max-batch", "0"], "max_batch is 0"), (["--wait", "-1"], "wait is -1"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8000"),
         (["--token-file", "/nowhere"], "cannot read --token-file /nowhere"),
-        (["--predict", "nothing:f", "--port", "0"], "cannot serve nothing:f"),
-        (["--predict", "math:pi", "--port", "0"], "predict is math:pi"),
+        (["--predict", "nothing:f", "--port", "0"], "cannot find nothing:f"),
+        (["--predict", "math:pi", "--port", "0"], "math:pi is no function"),
         (["--port", "0"], "names no model of this package"),
     ],
 )  # fmt: skip
