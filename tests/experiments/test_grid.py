@@ -188,14 +188,16 @@ def _real_cells(monkeypatch):
     monkeypatch.setattr(grid, "cells", cells.cells)
 
 
-def test_a_cell_goes_on_only_as_it_was_begun(monkeypatch, capsys):
-    def stopped(config):
-        return dataclasses.replace(grid_run(config), interrupted=True)
-
-    grid_run = grid.run
+def stop_a_cell(monkeypatch):
+    """Leaves the cell under way, as Ctrl-C does."""
+    run = grid.run
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "run", stopped)
+        patch.setattr(grid, "run", lambda c: dataclasses.replace(run(c), interrupted=True))
         assert grid.main(OPTIONS) == 130
+
+
+def test_a_cell_goes_on_only_as_it_was_begun(monkeypatch, capsys):
+    stop_a_cell(monkeypatch)
     monkeypatch.setitem(cells.PROFILES, ("digits", "quick"), {**SHAPE, "epochs": 2})
     assert grid.main(OPTIONS) == 1
     said = capsys.readouterr().err.splitlines()[-1]
@@ -204,13 +206,7 @@ def test_a_cell_goes_on_only_as_it_was_begun(monkeypatch, capsys):
 
 
 def test_a_trial_leaves_what_is_under_way_alone(monkeypatch):
-    def stopped(config):
-        return dataclasses.replace(run(config), interrupted=True)
-
-    run = grid.run
-    with monkeypatch.context() as patch:
-        patch.setattr(grid, "run", stopped)
-        assert grid.main(OPTIONS) == 130
+    stop_a_cell(monkeypatch)
     under_way = pathlib.Path("runs/digits-quick") / SPARSE.removesuffix(".jsonl")
     before = (under_way / "metrics.jsonl").read_bytes()
     assert grid.main(dataclasses.replace(OPTIONS, limit=16)) == 0
