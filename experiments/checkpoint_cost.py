@@ -28,10 +28,10 @@ import tyro
 from cdl_jax.core.step import deployed
 from cdl_jax.data import ImageData, from_arrays
 from cdl_jax.train import TrainConfig, run
+from cdl_jax.train.beginning import deployable, untrained
 from cdl_jax.train.checkpoint import Checkpoints
 from cdl_jax.train.feed import shapes
 from cdl_jax.train.inputs import model_for
-from cdl_jax.train.job import deployable, untrained
 from cdl_jax.train.resume import Writer, start_from
 from cdl_jax.train.steps import Steps
 from experiments.figures.results import interval

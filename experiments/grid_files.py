@@ -12,8 +12,8 @@ from cdl_jax.deploy.publisher import difference
 from cdl_jax.errors import ConfigError
 from cdl_jax.models.torchvision import content_digest
 from cdl_jax.train import TrainConfig
-from cdl_jax.train.job import program
-from cdl_jax.train.records import Summary
+from cdl_jax.train.program import program
+from cdl_jax.train.progress import Summary
 from experiments import drift_cells
 from experiments.cells import Cell, settings
 from experiments.origin import origin

@@ -35,12 +35,13 @@ from cdl_jax.data import load
 from cdl_jax.deploy import publisher
 from cdl_jax.deploy.outbox import Outbox
 from cdl_jax.train import TrainConfig, delivery, loop, run, taker
+from cdl_jax.train.beginning import deployable, untrained
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.feed import Feed, shapes
 from cdl_jax.train.frozen import FrozenModel
 from cdl_jax.train.inputs import model_for
-from cdl_jax.train.job import deployable, untrained
-from cdl_jax.train.records import Bar, Records
+from cdl_jax.train.progress import Bar
+from cdl_jax.train.records import Records
 from cdl_jax.train.scorecard import Scorecard
 from cdl_jax.train.scoring import scorer
 from cdl_jax.train.steps import Steps

@@ -28,9 +28,9 @@ from cdl_jax.data import load
 from cdl_jax.models import classifier, create_model
 from cdl_jax.train import TrainConfig
 from cdl_jax.train.arrival import Trigger
+from cdl_jax.train.beginning import deployable, untrained
 from cdl_jax.train.feed import Feed
 from cdl_jax.train.initial import Trained, fit, fit_step
-from cdl_jax.train.job import deployable, untrained
 from cdl_jax.train.steps import Steps
 from cdl_jax.train.strategies import plan
 from experiments.cells import Cell, proactive, settings, sparse

@@ -10,77 +10,18 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 import xxhash
 
-from cdl_jax.core.layout import bits_dtype, join
 from cdl_jax.core.tree import flatten
 from cdl_jax.errors import CheckpointError
+from cdl_jax.train.saved import KEYS, RECORD, Saved, is_key, stored_as
 
-_RECORD, _KEYS = "_record", "_keys"
 _CONTENT, _INDEX, _DIGEST = "_content", "_index", "_digest"
 _ALIGNED, _SMALL = 64, 1 << 20  # bytes
-
-
-class Saved(NamedTuple):
-    """A checkpoint as it lies on the disk."""
-
-    version: int
-    record: dict[str, Any]  # what went along with the tree, JSON's types
-    arrays: dict[str, np.ndarray]  # every leaf by its path, floats as unsigned integers
-
-    def under(self, root: str) -> dict[str, np.ndarray]:
-        """The integer arrays of a part that is a flat dict."""
-        return {
-            name.removeprefix(f"{root}/"): array
-            for name, array in self.arrays.items()
-            if name.startswith(f"{root}/")
-        }
-
-    def to_bytes(self) -> bytes:
-        """All of it, for another process."""
-        record = json.dumps([self.version, self.record]).encode()
-        return safetensors.numpy.save({**self.arrays, _RECORD: np.frombuffer(record, np.uint8)})
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> "Saved":
-        """What `to_bytes` gave."""
-        arrays = safetensors.numpy.load(content)
-        version, record = json.loads(arrays.pop(_RECORD).tobytes())
-        return cls(version, record, arrays)
-
-    def restore(self, root: str, like: Any) -> Any:
-        """A part of the tree that was saved: structure, dtypes and sizes of `like`, saved bits.
-
-        Raises:
-          CheckpointError: names a leaf that is missing, or of another size.
-        """
-        flat = flatten(like)
-        pairs = zip(flat.names, flat.leaves, strict=True)
-        return flat.rebuild(
-            [self._leaf(join(root, name) if root else name, leaf) for name, leaf in pairs]
-        )
-
-    def _leaf(self, name: str, like: Any) -> Any:
-        if _is_key(like):
-            words = self._leaf(name, jax.eval_shape(jax.random.key_data, like))
-            return jax.random.wrap_key_data(words, impl=self.record[_KEYS][name])
-        dtype = np.dtype(like.dtype)
-        if not like.size:
-            return jnp.zeros(like.shape, dtype)
-        found = self.arrays.get(name)
-        if found is None or found.shape != like.shape or found.dtype != _stored_as(dtype):
-            there = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
-            raise CheckpointError(
-                f"the checkpoint of version {self.version} has {there} for {name}, this run needs "
-                f"{dtype}{list(like.shape)}: it is of another model or optimizer; give a new --run"
-            )
-        return jnp.asarray(found.view(dtype))
 
 
 class Checkpoints:
@@ -123,9 +64,9 @@ class Checkpoints:
         kinds = {
             name: str(jax.random.key_impl(leaf))
             for name, leaf in zip(flat.names, flat.leaves, strict=True)
-            if _is_key(leaf)
+            if is_key(leaf)
         }
-        leaves[_RECORD] = np.frombuffer(json.dumps({**record, _KEYS: kinds}).encode(), np.uint8)
+        leaves[RECORD] = np.frombuffer(json.dumps({**record, KEYS: kinds}).encode(), np.uint8)
         arrays = _host_copies(leaves)
         with self._explained():
             path = self._folder / str(version)
@@ -176,7 +117,7 @@ class Checkpoints:
         path = self._folder / str(version)
         try:
             arrays = self._pool.submit(_read, path).result()
-            record = json.loads(arrays.pop(_RECORD).tobytes())
+            record = json.loads(arrays.pop(RECORD).tobytes())
         except Exception as error:  # whatever orbax and its libraries make of damaged bytes
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"the checkpoint {path} is damaged ({why[:200]})") from error
@@ -252,8 +193,8 @@ def _host_copies(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
     """
     index, end, arrays = [], 0, {}
     for name, leaf in leaves.items():
-        words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        dtype = _stored_as(np.dtype(words.dtype))
+        words = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+        dtype = stored_as(np.dtype(words.dtype))
         size = words.size * dtype.itemsize
         if size >= _SMALL:
             arrays[name] = np.empty(words.shape, dtype)
@@ -264,7 +205,7 @@ def _host_copies(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
     arrays[_INDEX] = np.frombuffer(json.dumps(index).encode(), np.uint8)
     places = arrays | _unpacked(arrays[_CONTENT], arrays[_INDEX])
     for name, leaf in leaves.items():
-        host = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        host = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         places[name][...] = host.view(places[name].dtype)
     return arrays
 
@@ -275,11 +216,3 @@ def _unpacked(content: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
         name: np.ndarray(shape, dtype, content, start)
         for name, dtype, shape, start in json.loads(index.tobytes())
     }
-
-
-def _stored_as(dtype: np.dtype) -> np.dtype:
-    return dtype if dtype.kind in "iu" else bits_dtype(dtype)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

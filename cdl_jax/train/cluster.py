@@ -19,7 +19,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cdl_jax.errors import ConfigError, TrainingError
 from cdl_jax.train.arrival import Trigger
-from cdl_jax.train.link import Link, is_loopback
+from cdl_jax.train.link import Link
+from cdl_jax.train.rendezvous import is_loopback
 
 AXIS = "batch"
 _SECONDS_TO_MEET = 120

@@ -7,29 +7,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tomli_w
 
-from cdl_jax.core.step import TrainState, deployed, init_state
+from cdl_jax.core.step import deployed
 from cdl_jax.data.cache import cache_folder
 from cdl_jax.data.fingerprint import fingerprint
 from cdl_jax.data.live import LiveData, Source
-from cdl_jax.data.samples import Samples, inputs_of
+from cdl_jax.data.samples import Samples
 from cdl_jax.deploy import Publisher, UpdateLog, open_log
 from cdl_jax.deploy.log import Ownership
 from cdl_jax.models import Classifier
-from cdl_jax.models.torchvision import load_torchvision
 from cdl_jax.native import available
-from cdl_jax.train.checkpoint import Saved
+from cdl_jax.train.beginning import beginning, deployable, initial_state, untrained
 from cdl_jax.train.cluster import Cluster
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.drift import Watch
-from cdl_jax.train.initial import Trained, fit, fit_step, shared
 from cdl_jax.train.inputs import described, metrics_for, model_for, open_data
 from cdl_jax.train.lock import locked
 from cdl_jax.train.loop import ContinuousTrainer
 from cdl_jax.train.program import program
-from cdl_jax.train.records import Bar, Records, Summary
+from cdl_jax.train.progress import Bar, Summary
+from cdl_jax.train.records import Records
 from cdl_jax.train.resume import (
     Start,
     Writer,
@@ -40,7 +38,7 @@ from cdl_jax.train.resume import (
     sampler_for,
     start_from,
 )
-from cdl_jax.train.strategies import plan
+from cdl_jax.train.saved import Saved
 from cdl_jax.train.tracking import check_installed
 from cdl_jax.wire import signing
 
@@ -126,7 +124,7 @@ def _trained(
         start = _start(config, data, model, records, writer, log, cluster)
         check_limit(config, records.triggers_after(int(start.state.version)))
         trainer = ContinuousTrainer(
-            config, data, model, start, lambda: _beginning(config, data, model), records, writer,
+            config, data, model, start, lambda: beginning(config, data, model), records, writer,
             cluster,
         )  # fmt: skip
         if log is not None and owner is not None:
@@ -176,7 +174,7 @@ def _start(
         records.text("config.toml", config_toml(config))
         # Where a kill came before the first checkpoint was whole, versions may be in the log.
         records.begin(again=log is not None and bool(log.head()))
-        state = _initial_state(config, data, model, cluster)
+        state = initial_state(config, data, model, cluster)
         initial = jax.tree.map(jnp.copy, deployed(state))
         if writer is not None:
             writer.save_initial(initial)
@@ -238,64 +236,8 @@ def config_toml(config: TrainConfig) -> str:
     return tomli_w.dumps({k: v for k, v in config.recorded().items() if v is not None})
 
 
-_BEGINNING = (
-    "dataset", "scenario", "model", "seed", "initial_samples", "epochs", "batch_size",
-    "learning_rate", "init_weights", "inputs", "limit",
-)  # fmt: skip
-
-
 def _led(cluster: Cluster, saved: Saved | None) -> Saved | None:
     """The first process's checkpoint, on every process."""
     content = saved.to_bytes() if saved is not None and cluster.processes > 1 else b""
     content = cluster.share(content)
     return Saved.from_bytes(content) if content else saved
-
-
-def _initial_state(
-    config: TrainConfig, data: Samples, model: Classifier, cluster: Cluster
-) -> TrainState:
-    facts = {name: x for name, x in described(config, data).items() if name in _BEGINNING}
-    facts["program"] = program(cluster)
-    like = jax.eval_shape(lambda: untrained(config, data, model))
-    trained = shared(config.initial, facts, like, lambda: _fitted(config, data, model, cluster))
-    return deployable(config, trained)
-
-
-def _fitted(config: TrainConfig, data: Samples, model: Classifier, cluster: Cluster) -> Trained:
-    start, step = (
-        _beginning(config, data, model),
-        fit_step(model.loss_fn, plan(config).optimizer, cluster.replicated),
-    )
-    count, epochs, batch_size = config.initial_samples, config.epochs, config.batch_size
-    with Bar("initial training", epochs * -(-count // batch_size)) as bar, cluster.over():
-        trained = fit(
-            cluster.replicate(start), lambda index: cluster.put(data.batch(index)), count, step,
-            epochs=epochs, batch_size=batch_size, seed=config.seed, on_step=bar.advance,
-        )  # fmt: skip
-    return cluster.local(trained)
-
-
-def _beginning(config: TrainConfig, data: Samples, model: Classifier) -> Trained:
-    """Where training from scratch starts: at random weights, or at those of a file."""
-    start = untrained(config, data, model)
-    if config.init_weights is None:
-        return start
-    trees = load_torchvision(config.init_weights, config.model, start.params, start.model_state)
-    params, model_state = jax.tree.map(jnp.asarray, trees)
-    return Trained(params, model_state, plan(config).optimizer.init(params))
-
-
-def untrained(config: TrainConfig, data: Samples, model: Classifier) -> Trained:
-    """Random weights by the seed, and the optimizer's first state."""
-    one = jax.tree.map(jnp.asarray, inputs_of(data.batch(np.zeros(1, np.int64))))
-    params, model_state = model.init_fn(jax.random.key(config.seed), one)
-    return Trained(params, model_state, plan(config).optimizer.init(params))
-
-
-def deployable(config: TrainConfig, trained: Trained) -> TrainState:
-    """The state in which the stream finds a model that was trained from scratch."""
-    key, chosen = jax.random.key(config.seed), plan(config)
-    state = init_state(trained.params, chosen.tx, model_state=trained.model_state, key=key)
-    # The optimizer's state carries over (Prapas et al. 2021, section 5); the residual begins at 0.
-    opt_state = chosen.with_optimizer(state.opt_state, trained.opt_state)
-    return state._replace(opt_state=opt_state)

@@ -6,7 +6,6 @@ them, and keep their connections to process 0: a process that dies closes its ow
 """
 
 import contextlib
-import ipaddress
 import json
 import os
 import socket
@@ -16,8 +15,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cdl_jax.errors import CdlError, TrainingError
+from cdl_jax.train.rendezvous import gathered, joined, say
 
-_HELLO_SECONDS, _PAUSE = 5.0, 0.1
 # When another process is gone: for its end to show here, for an orderly end of this one (by whether
 # it leads: then a checkpoint may be on its way to the disk), and of the others after that.
 _SECONDS_TO_SHOW, _SECONDS_TO_END, _SECONDS_TO_LEAVE = 2.0, {True: 40.0, False: 1.0}, 5.0
@@ -69,8 +68,8 @@ class Link:
         """
         host, port = coordinator.rsplit(":", 1)
         if process_id == 0:
-            return cls(0, _gathered(coordinator, int(port), processes, seconds))
-        there = _joined(coordinator, (host.strip("[]"), int(port)), processes, process_id, seconds)
+            return cls(0, gathered(coordinator, int(port), processes, seconds))
+        there = joined(coordinator, (host.strip("[]"), int(port)), processes, process_id, seconds)
         return cls(process_id, {0: there})
 
     @contextlib.contextmanager
@@ -111,7 +110,7 @@ class Link:
             self._over = True
         self._ended.set()
         for peer in self._peers.values():
-            _say(peer, {"bye": True} if why is None else {"stop": why})
+            say(peer, {"bye": True} if why is None else {"stop": why})
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)
         if why is not None and self._leads:  # JAX aborts who outlives process 0
@@ -144,137 +143,10 @@ class Link:
             self._leave(why)  # now: JAX is about to abort, and only process 0 has files to close
         if self._leads:
             for peer in self._peers.values():
-                _say(peer, {"stop": why})
+                say(peer, {"stop": why})
         self._is_gone.set()
         if not self._ended.wait(_SECONDS_TO_END[self._leads]):  # a collective may hold it for ever
             self._leave(why)
-
-
-def _gathered(
-    coordinator: str, port: int, processes: int, seconds: float
-) -> dict[int, socket.socket]:
-    """Process 0's connections to the others, once all of them are here."""
-    here: dict[int, socket.socket] = {}
-    try:
-        with _listening(coordinator, port) as server:
-            until = time.monotonic() + seconds
-            while len(here) < processes - 1:
-                server.settimeout(max(until - time.monotonic(), 1e-3))
-                try:
-                    peer = server.accept()[0]
-                except TimeoutError:
-                    missing = sorted({*range(1, processes)} - {*here})
-                    raise TrainingError(
-                        f"process {', '.join(map(str, missing))} of {processes} did not come to "
-                        f"{coordinator} in {seconds:g} s; start every process with the same "
-                        "--coordinator and --processes, and a --process-id of its own"
-                    ) from None
-                _welcome(peer, here, processes)
-    except TrainingError as error:
-        for peer in here.values():
-            _say(peer, {"stop": str(error)})
-            peer.close()
-        raise
-    for peer in here.values():
-        _say(peer, {"go": True})
-    return here
-
-
-def _welcome(peer: socket.socket, here: dict[int, socket.socket], processes: int) -> None:
-    hello = _heard(peer, _HELLO_SECONDS)
-    number, of = hello.get("process"), hello.get("of")
-    if not isinstance(number, int):
-        return peer.close()  # somebody else, who tries all ports
-    if of != processes or number in here:
-        odd = "twice" if of == processes else f"to a run of {processes}"
-        why = (
-            f"process {number} of {of} came {odd}; start every process with the same --processes, "
-            "and a --process-id of its own"
-        )
-        _say(peer, {"stop": why})
-        peer.close()
-        raise TrainingError(why)
-    here[number] = peer
-
-
-def _joined(
-    coordinator: str, place: tuple[str, int], processes: int, process_id: int, seconds: float
-) -> socket.socket:
-    """The connection to process 0, once all are there and JAX's service listens."""
-    peer = _connected(coordinator, place, process_id, processes, seconds)
-    _say(peer, {"process": process_id, "of": processes})
-    answer = _heard(peer, 2 * seconds)  # process 0 may have come, and begun to wait, just now
-    if "go" not in answer:
-        peer.close()
-        why = answer.get("stop", "what answers there is no process 0 of this run, or it has ended")
-        raise TrainingError(f"process {process_id} did not meet the others at {coordinator}: {why}")
-    try:
-        _connected(coordinator, place, process_id, processes, seconds).close()
-    except TrainingError:
-        peer.close()
-        raise
-    return peer
-
-
-def _connected(
-    coordinator: str, place: tuple[str, int], process_id: int, processes: int, seconds: float
-) -> socket.socket:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            return socket.create_connection(place, timeout=max(_PAUSE, min(seconds, 5.0)))
-        except OSError as error:
-            if time.monotonic() > until:
-                raise TrainingError(
-                    f"process {process_id} of {processes} did not meet the others at "
-                    f"{coordinator} in {seconds:g} s ({error.strerror or error}); start process 0 "
-                    "there, or give its address to --coordinator"
-                ) from error
-        time.sleep(_PAUSE)
-
-
-def is_loopback(coordinator: str) -> bool:
-    """Whether only processes of this machine can come to `HOST:PORT`."""
-    host, port = coordinator.rsplit(":", 1)
-    with contextlib.suppress(OSError):
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        return all(ipaddress.ip_address(place[0]).is_loopback for *_, place in found)
-    return False
-
-
-def _listening(coordinator: str, port: int) -> socket.socket:
-    """At the loopback address where the coordinator is one, else for every host."""
-    try:
-        if is_loopback(coordinator):
-            host = coordinator.rsplit(":", 1)[0].strip("[]")
-            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            return socket.create_server(place[:2], family=family)
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
-    except OSError as error:
-        raise TrainingError(
-            f"process 0 cannot listen at {coordinator}: {os.strerror(error.errno or 0)}; give "
-            "another port"
-        ) from error
-
-
-def _say(peer: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # who is gone is told by the watcher
-        peer.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _heard(peer: socket.socket, seconds: float) -> dict[str, Any]:
-    """The next message, one line; empty where none comes in time, or it is of another kind."""
-    peer.settimeout(seconds)
-    try:
-        with peer.makefile("rb", buffering=0) as lines:
-            message = json.loads(lines.readline(1 << 16))
-    except (OSError, ValueError):
-        return {}
-    finally:
-        peer.settimeout(None)
-    return message if isinstance(message, dict) else {}
 
 
 def _keep_alive(peer: socket.socket) -> None:

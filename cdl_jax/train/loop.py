@@ -20,7 +20,8 @@ from cdl_jax.train.delivery import Delivery
 from cdl_jax.train.drift import Watch
 from cdl_jax.train.frozen import FrozenModel
 from cdl_jax.train.initial import Trained
-from cdl_jax.train.records import Bar, Records, Summary
+from cdl_jax.train.progress import Bar, Summary
+from cdl_jax.train.records import Records
 from cdl_jax.train.resume import Start, Writer
 from cdl_jax.train.scorecard import Scorecard, Scored, finite_losses
 from cdl_jax.train.scoring import scorer

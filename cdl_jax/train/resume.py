@@ -16,9 +16,10 @@ from cdl_jax.data.samples import Samples
 from cdl_jax.deploy import UpdateLog
 from cdl_jax.deploy.publisher import difference
 from cdl_jax.errors import CheckpointError, ConfigError, DataError
-from cdl_jax.train.checkpoint import Checkpoints, Saved
+from cdl_jax.train.checkpoint import Checkpoints
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.feed import Feed, with_rows
+from cdl_jax.train.saved import Saved
 from cdl_jax.wire import decode_update
 
 FORM = 3  # of what a checkpoint's record and sampler hold; another form needs another number

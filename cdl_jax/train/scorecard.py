@@ -10,7 +10,7 @@ import numpy as np
 from cdl_jax.train.arrival import Trigger
 from cdl_jax.train.frozen import FrozenModel
 from cdl_jax.train.prequential import Awaited, Prequential
-from cdl_jax.train.records import Summary
+from cdl_jax.train.progress import Summary
 from cdl_jax.train.scoring import Scores
 
 # Of each labelled sample: right (1, 0 or a score), loss, and what the user's metrics know of it.

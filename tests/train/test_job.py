@@ -177,7 +177,7 @@ def test_weight_decay_behind_the_sparsifier_stops_the_run(tmp_path, monkeypatch)
         return made._replace(links=(*made.links, optax.add_decayed_weights(1e-4)))
 
     monkeypatch.setattr("cdl_jax.train.steps.plan", decayed)
-    monkeypatch.setattr("cdl_jax.train.job.plan", decayed)
+    monkeypatch.setattr("cdl_jax.train.beginning.plan", decayed)
     with pytest.raises(ValueError, match="behind or beside its sparsifier"):
         go(tmp_path)
 

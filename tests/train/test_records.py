@@ -13,7 +13,8 @@ from cdl_jax.errors import CheckpointError, ConfigError
 from cdl_jax.train import TrainConfig
 from cdl_jax.train.job import config_toml
 from cdl_jax.train.plain_json import line
-from cdl_jax.train.records import Records, Summary
+from cdl_jax.train.progress import Summary
+from cdl_jax.train.records import Records
 from cdl_jax.train.scorecard import Scorecard
 from tests.train import small
 
