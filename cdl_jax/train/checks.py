@@ -113,6 +113,11 @@ def _check_history(config: "TrainConfig") -> None:
     if config.new_share and not (draws and config.include_new):
         why = "include_new is off" if draws else f"strategy {config.strategy} draws no history"
         raise ConfigError(f"new_share {config.new_share} would change nothing: {why}; give 0")
+    if config.history != "uniform" and not draws:
+        raise ConfigError(
+            f"history {config.history} would change nothing: strategy {config.strategy} draws no "
+            "history; leave it out"
+        )
     sizes = {
         "history_size": config.history in ("window", "reservoir"),
         "drift_window": "window" in config.reactions(),

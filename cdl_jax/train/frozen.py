@@ -9,7 +9,7 @@ from cdl_jax.train.scoring import Scores
 
 
 class FrozenModel:
-    """Says which samples of the stream the initial model gets right, some way ahead of it.
+    """Says how right the initial model is on samples of the stream, some way ahead of it.
 
     Args:
       tree: deployed at version 0; never donated, so the caller's own copy.
@@ -31,19 +31,20 @@ class FrozenModel:
         self._stop, self._ahead = stop, ahead
         self._first, self._marks = 0, np.zeros(0, bool)
 
-    def right(self, start: int, stop: int) -> list[int]:
-        """Which of the samples [start, stop) the initial model gets right; 1 or 0 for each."""
+    def right(self, start: int, stop: int) -> list[Any]:
+        """Of the samples [start, stop) 1 where the initial model is right, else 0, or its scores."""
         while stop > self._first + len(self._marks):
             self._score_more(start)
-        return self._marks[start - self._first : stop - self._first].astype(int).tolist()
+        return (self._marks[start - self._first : stop - self._first] * 1).tolist()
 
     def state(self) -> dict[str, Any]:
         """What was scored and not yet asked for, in JSON's types."""
-        return {"first": self._first, "marks": self._marks.astype(int).tolist()}
+        return {"first": self._first, "marks": (self._marks * 1).tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from `state`."""
-        self._first, self._marks = state["first"], np.array(state["marks"], bool)
+        marks = state["marks"]
+        self._first, self._marks = state["first"], np.array(marks) if marks else np.zeros(0, bool)
 
     def _score_more(self, start: int) -> None:
         end = self._first + len(self._marks)

@@ -58,6 +58,7 @@ def test_samples_are_padded_to_one_size():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"new_share": 1.0, "include_new": False}, "new_share 1.0 would .*: include_new is off"),
+     ({"history": "balanced", "strategy": "online"}, "nothing: strategy online draws no history"),
      ({"new_share": 0.5, "strategy": "online"}, "nothing: strategy online draws no history"),
      ({"new_share": 0.5, "strategy": "full"}, "nothing: strategy full draws no history")],
 )  # fmt: skip

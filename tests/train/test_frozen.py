@@ -1,16 +1,18 @@
+import json
+
 import numpy as np
 
 from cdl_jax.train.frozen import FrozenModel
 from cdl_jax.train.scoring import Scores
 
 
-def make(stop, asked):
+def make(stop, asked, right=lambda batch: batch % 3 == 0):
     def read(start, end):
         asked.append((start, end))
         return np.arange(start, end)
 
     def score(tree, batch):
-        return lambda: Scores(batch % 3 == 0, None, {})
+        return lambda: Scores(right(batch), None, {})
 
     return FrozenModel(None, score, read, lambda: stop)
 
@@ -31,3 +33,15 @@ def test_a_state_goes_on_without_scoring_again():
     resumed.restore(frozen.state())
     assert resumed.right(107, 114) == frozen.right(107, 114)
     assert not again
+
+
+def test_scores_that_are_no_0_or_1_stay_what_they_are_also_in_a_state():
+    def score(batch):
+        return (batch / 7).astype(np.float32)
+
+    frozen, resumed = make(1300, [], score), make(1300, [], score)
+    assert frozen.right(100, 103) == score(np.arange(100, 103)).tolist()
+    resumed.restore(json.loads(json.dumps(frozen.state())))
+    for start, stop in ((103, 110), (590, 610)):
+        assert resumed.right(start, stop) == frozen.right(start, stop)
+        assert frozen.right(start, stop) == score(np.arange(start, stop)).tolist()
