@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend import core
@@ -64,6 +65,36 @@ def sparsifier_states(opt_state: Any) -> list[ErrorFeedbackState]:
 def is_sparsifier(node: Any) -> bool:
     """Whether a node of an optimizer state is a sparsifier's."""
     return isinstance(node, ErrorFeedbackState)
+
+
+def without_selection(opt_state: Any) -> Any:
+    """An optimizer state whose sparsifiers forgot what they selected: what a step carries over.
+
+    Hundreds of small arrays of a large model, each of which costs the host its hand-over.
+    """
+
+    def forget(node: Any) -> Any:
+        empty = {"indices": (), "values": (), "scales": ()}
+        return node._replace(**empty) if is_sparsifier(node) else node
+
+    return jax.tree.map(forget, opt_state, is_leaf=is_sparsifier)
+
+
+def with_room(opt_state: Any, like: Any) -> Any:
+    """Inverse of `without_selection` but for the selections, which are zeros.
+
+    Args:
+      opt_state: a state.
+      like: what `tx.init` gives, or its shapes.
+    """
+
+    def fill(node: Any, shapes: Any) -> Any:
+        if not is_sparsifier(node):
+            return node
+        rooms = {name: getattr(shapes, name) for name in ("indices", "values", "scales")}
+        return node._replace(**jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rooms))
+
+    return jax.tree.map(fill, opt_state, like, is_leaf=is_sparsifier)
 
 
 def _origin(jaxpr: Any, var: Any) -> Origin:

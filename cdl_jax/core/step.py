@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax.core import ship
+from cdl_jax.core import chain, ship
 from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.tree import is_trainable, tree_spec
 from cdl_jax.core.update import digest_words
@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
     params: Any  # as the replicas hold them, at every version
     model_state: Any  # as the loss function left it
     served_state: Any  # the model state that the replicas hold
-    opt_state: Any
+    opt_state: Any  # without what the sparsifier selected: the update has it
     key: jax.Array  # PRNG key []; the step's own is fold_in(key, step)
     step: jax.Array  # int32 [], steps taken, skipped ones included
     version: jax.Array  # uint32 [], of the deployed tree
@@ -69,7 +69,7 @@ def init_state(
         params=params,
         model_state=model_state,
         served_state=_copy(model_state),
-        opt_state=_copy(tx.init(_trainable(params))),
+        opt_state=_copy(chain.without_selection(tx.init(_trainable(params)))),
         key=jnp.copy(jax.random.key(0) if key is None else key),
         step=jnp.zeros((), jnp.int32),
         version=jnp.asarray(version, jnp.uint32),
@@ -127,6 +127,7 @@ def proactive_step(
       sections 3 and 4.
     """
     batch = _concatenate(history, stream)
+    state = state._replace(opt_state=chain.without_selection(state.opt_state))
     trained = _trainable(state.params)
     (loss, (model_state, metrics)), grads = jax.value_and_grad(
         lambda p: loss_fn(_merge(p, state.params), state.model_state, batch, _step_key(state)),
@@ -156,8 +157,10 @@ def _take_or_keep(
 
     @jax.jit  # traced once, for its form and for the condition
     def take(state: TrainState, grads: Any, model_state: Any) -> tuple[TrainState, SparseUpdate]:
-        updates, opt_state = tx.update(grads, state.opt_state, _trainable(state.params))
-        proposal = ship.Proposal(updates, state.opt_state, opt_state, model_state)
+        params = _trainable(state.params)
+        before = chain.with_room(state.opt_state, jax.eval_shape(tx.init, params))
+        updates, opt_state = tx.update(grads, before, params)
+        proposal = ship.Proposal(updates, before, opt_state, model_state)
         tree, change = ship.ship(
             deployed(state), state.digest, state.version, proposal, tx, **options
         )
@@ -165,7 +168,7 @@ def _take_or_keep(
             params=tree["params"],
             model_state=model_state,
             served_state=tree["model_state"],
-            opt_state=opt_state,
+            opt_state=chain.without_selection(opt_state),
         )
         return moved, change
 

@@ -28,10 +28,6 @@ class Baseline:
         del watch, version, position
         return state
 
-    def as_usual(self, state: TrainState) -> TrainState:
-        """The state with the usual program's shapes: as it is."""
-        return state
-
     def warm_up(self, state: TrainState, batch: Any) -> None:
         """Nothing: neither baseline is ever in a hurry."""
 

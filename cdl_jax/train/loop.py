@@ -123,7 +123,7 @@ class ContinuousTrainer:
         publisher = self.delivery.publisher
         acknowledged = publisher is None or publisher.outbox.empty
         if self._writer is not None and acknowledged:
-            state = self._taker.steps.as_usual(self._cluster.local(self.state))
+            state = self._cluster.local(self.state)
             self._writer.save(self._version, state, self._taker.feed.state(), self._progress())
             self._forget()
 

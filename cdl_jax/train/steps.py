@@ -8,9 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdl_jax.core.chain import is_sparsifier
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.sparsify import ErrorFeedbackState
 from cdl_jax.core.step import LossFn, StepInfo, TrainState, proactive_step
 from cdl_jax.train.baselines import Frozen, Retraining
 from cdl_jax.train.bundle import Bundle, bundle
@@ -42,10 +40,6 @@ class Steps:
         self._compiled = {
             answers: _program(loss_fn, chosen, sharding) for answers, chosen in self._plans.items()
         }
-        self._fresh = {
-            answers: jax.jit(chosen.tx.init, out_shardings=sharding)
-            for answers, chosen in self._plans.items()
-        }
         self.tell: Callable[[str], None] = lambda note: None
         self._sharding, self._denser = sharding, "density" in config.reactions()
         self._usual, self._answers = self._compiled[False], False
@@ -63,27 +57,17 @@ class Steps:
         """
         self._usual(jax.tree.map(jnp.copy, state), batch)
         if self._denser:
-            state = _with_slots(state, self._fresh[True])
             self._compiled[True](jax.tree.map(jnp.copy, state), batch)
 
     def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
         """Chooses the program of the step that makes `version`; the state as it takes it."""
-        if watch.resets(version):
-            state = self._reset(state)
-        answers = watch.answers("density", version, position)
-        if answers != self._answers:
-            state = _with_slots(state, self._fresh[answers])
-            self._answers = answers
-        return state
+        self._answers = watch.answers("density", version, position)
+        return self._reset(state) if watch.resets(version) else state
 
     def take(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
         """The step; what it tells is waited for when it is asked for."""
         state, packed = self._compiled[self._answers](state, batch)
         return state, packed.open
-
-    def as_usual(self, state: TrainState) -> TrainState:
-        """The state with the usual program's shapes; as it is while that is in use."""
-        return _with_slots(state, jax.jit(self._plans[False].tx.init)) if self._answers else state
 
     def _reset(self, state: TrainState) -> TrainState:
         usual = self._plans[False]
@@ -100,16 +84,3 @@ def _program(loss_fn: LossFn, chosen: Plan, sharding: Any) -> Callable[..., Any]
         return state, bundle(info)
 
     return step
-
-
-def _with_slots(state: TrainState, init: Callable[[Any], Any]) -> TrainState:
-    """The slots of another density, empty: a step fills them and reads the residual alone."""
-    fresh = init(state.params)
-
-    def swap(old: Any, new: Any) -> Any:
-        if isinstance(old, ErrorFeedbackState):
-            return old._replace(indices=new.indices, values=new.values)
-        return old
-
-    opt_state = jax.tree.map(swap, state.opt_state, fresh, is_leaf=is_sparsifier)
-    return state._replace(opt_state=opt_state)

@@ -26,6 +26,7 @@ FULL = {
     "apply": [[], ["--model", "resnet50"], ["--model", "densenet161"]],
     "wire": [[]],
     "sparse_step": [["--model", model] for model in MODELS],
+    "extra": [["--model", model] for model in MODELS],
     "dense_step": [["--model", model] for model in MODELS],
 }
 QUICK = {
@@ -33,6 +34,7 @@ QUICK = {
     "apply": [["--n", "1e6", "--k", "1e3"]],
     "wire": [["--models", "lenet5"]],
     "sparse_step": [["--model", "lenet5"]],
+    "extra": [["--model", "lenet5", "--reps", "50"]],
     "dense_step": [["--model", "lenet5"]],
 }
 

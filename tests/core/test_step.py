@@ -9,6 +9,8 @@ import optax
 import pytest
 
 import cdl_jax
+from cdl_jax.core.chain import sparsifier_state, with_room
+from cdl_jax.core.tree import is_trainable
 from tests.core.helpers import (
     NumpyReplica,
     assert_same,
@@ -402,3 +404,26 @@ def test_indices_are_well_formed_whether_sent_or_skipped():
             info.update.sections, info.update.indices, info.update.counts.tolist(), strict=True
         ):
             check_indices(np.asarray(indices), count, sizes[place])
+
+
+def test_a_state_carries_no_selection_and_one_that_was_given_it_is_none_the_worse():
+    """Neither do the state's arrays depend on the density: another program goes on with it."""
+    step = cdl_jax.make_step(loss_fn, AMSGRAD)
+    denser = chained(optax.amsgrad(1e-2), sparsifier(cdl_jax.top_k(4 * DENSITY)))
+    states = [cdl_jax.init_state(start()[0], AMSGRAD, model_state=start()[1]) for _ in range(3)]
+    inner = sparsifier_state(states[0].opt_state)
+    assert (inner.indices, inner.values, inner.scales) == ((), (), ())
+    trained = jax.tree.map(lambda x: x if is_trainable(x) else None, start()[0])
+    filled = with_room(states[1].opt_state, AMSGRAD.init(trained))
+    assert sparsifier_state(filled).indices
+    states[1] = states[1]._replace(opt_state=filled)
+    for batch in batches(2):
+        states[:2], infos = zip(*(step(s, None, batch) for s in states[:2]), strict=True)
+        assert_same(states[0], states[1])
+        assert_same(infos[0].update, infos[1].update)
+    (batch,) = batches(1)
+    states[2], info = cdl_jax.make_step(loss_fn, denser)(states[2], None, batch)
+    more = int(info.update.counts.sum())
+    states[2], info = step(states[2], None, batch)
+    assert more > int(info.update.counts.sum()) > 0
+    assert sparsifier_state(states[2].opt_state).indices == ()

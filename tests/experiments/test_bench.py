@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import selection, sparse_step, timing
+from experiments.bench import extra, selection, sparse_step, timing
 
 NATIVE = pytest.importorskip("cdl_jax.native._kernels")
 
@@ -61,3 +61,15 @@ def test_a_sparse_step_s_row_has_each_density_with_its_interval():
             assert low <= middle <= high
     assert row["ms"]["dense"][1] > 0
     assert row["versions"]["jax"] == jax.__version__
+
+
+def test_the_extra_is_that_of_steps_with_the_given_gradients():
+    with jax.numpy_dtype_promotion("standard"):
+        row = extra.measure("lenet5", 2, "tensor")
+        params, model_state, (batch, _) = extra.begin("lenet5")
+        got = jax.grad(extra.given, has_aux=True)(params, model_state, batch, None)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), got[0], batch["gradients"]))
+    assert row["parameters"] == 61_706
+    for density in ("0.01", "0.001", "0.0001"):
+        middle, low, high = row[density]["passes_after_0.3_ms"]
+        assert low <= middle <= high
