@@ -7,7 +7,7 @@ and say another, so such leaves are found here, by name, before anything runs.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +23,33 @@ _SAME = ("copy", "reshape", "convert_element_type", "optimization_barrier", "squ
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 
 
-def leaf_origins(
-    tx: optax.GradientTransformation, params: Any, opt_state: Any
-) -> dict[str, Origin]:
-    """Where each leaf of the final updates comes from, by path.
+class Chain(NamedTuple):
+    """What is known of a chain's outputs at trace time.
 
-    "sparse" is the sparsifier's own output, perhaps gated by a bool as `optax.MultiSteps` does;
-    "still" a constant zero (`optax.set_to_zero`); anything else is "dense".
+    Attributes:
+      origins: where each leaf of the final updates comes from, by path. "sparse" is the
+        sparsifier's own output, perhaps gated by a bool as `optax.MultiSteps` does; "still" a
+        constant zero (`optax.set_to_zero`); anything else is "dense".
+      always: whether the sparsifier sends in every step; `optax.MultiSteps` is silent in some.
     """
-    trace = jax.make_jaxpr(lambda g, s, p: tx.update(g, s, p)[0])
-    jaxpr = trace(params, opt_state, params).jaxpr
-    names = flatten(params).names
-    order = flatten(params).order
-    outs = [jaxpr.outvars[i] for i in order]
-    return {name: _origin(jaxpr, var) for name, var in zip(names, outs, strict=True)}
+
+    origins: dict[str, Origin]
+    always: bool
+
+
+def look(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Chain:
+    """Traces a chain with one sparsifier."""
+
+    def outputs(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return updates, sparsifier_state(state).count
+
+    jaxpr = jax.make_jaxpr(outputs)(params, opt_state, params).jaxpr
+    *updates, count = jaxpr.outvars
+    names, order = flatten(params).names, flatten(params).order
+    outs = [updates[i] for i in order]
+    origins = {name: _origin(jaxpr, var) for name, var in zip(names, outs, strict=True)}
+    return Chain(origins, _counts_on(jaxpr, count))
 
 
 def sparsifier_state(opt_state: Any) -> ErrorFeedbackState:
@@ -102,6 +115,22 @@ def _origin(jaxpr: Any, var: Any) -> Origin:
         return "still" if not np.any(var.val) else "dense"
     producer = _producers(jaxpr).get(var)
     return _eqn_origin(jaxpr, producer, var) if producer is not None else "dense"
+
+
+def _counts_on(jaxpr: Any, var: Any) -> bool:
+    """Whether a variable is one of the inputs plus 1."""
+    eqn = None if isinstance(var, core.Literal) else _producers(jaxpr).get(var)
+    if eqn is None:
+        return False
+    if eqn.primitive.name in _CALLS:
+        inner = (eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")).jaxpr
+        return _counts_on(inner, inner.outvars[eqn.outvars.index(var)])
+    one = any(isinstance(x, core.Literal) and x.val == 1 for x in eqn.invars)
+    return (
+        eqn.primitive.name == "add"
+        and one
+        and any(x in jaxpr.invars for x in eqn.invars if not isinstance(x, core.Literal))
+    )
 
 
 @functools.lru_cache(maxsize=32)

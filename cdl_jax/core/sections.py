@@ -67,16 +67,16 @@ def carry(section: Section, values: jax.Array) -> jax.Array:
     return to_bits(values) if values.dtype != section.bits else values
 
 
-def bits_of(
+def resolved(
     section: Section, old: jax.Array | None, values: jax.Array, scale: jax.Array | None
 ) -> jax.Array:
-    """New bits of entries, from their values, or from their `old` bits, levels and a scale."""
+    """New values of entries, or their bits: these values, or `old` ones and levels of a scale."""
     if scale is None:
-        return carry(section, values)
+        return values
     if set(section.dtypes) != {"float32"}:
         raise ValueError(f"levels are for float32 leaves, got {sorted(set(section.dtypes))}")
     assert old is not None
-    return rounding.resolve_levels(old, values, scale)
+    return rounding.resolve_levels(to_bits(old), values, scale)
 
 
 def uncarry(section: Section, bits: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def uncarry(section: Section, bits: jax.Array) -> jax.Array:
 def read(
     plans: Sequence[Section], leaves: Sequence[jax.Array], indices: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    """Bits of the entries of all sections, [k] for each; 0 in slots of padding.
+    """The entries of all sections as `SparseUpdate.values` has them; 0 in slots of padding.
 
     Args:
       plans: the sections.
@@ -99,10 +99,11 @@ def read(
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
     def in_xla(groups: Any, indices: Any) -> list[jax.Array]:
-        return [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
+        rows = zip(plans, groups, indices, strict=True)
+        return [uncarry(row[0], xla_sections.gather(*row)) for row in rows]
 
     def in_native(groups: Any, indices: Any) -> list[jax.Array]:
-        return list(entries.read_entries(groups, indices, [plan.bits for plan in plans]))
+        return list(entries.read_entries(groups, indices, [plan.dtype for plan in plans]))
 
     return _by_platform(in_native, in_xla, groups, list(indices))
 
@@ -118,21 +119,21 @@ def write(
 
     Args:
       plans, leaves, indices: as in `read`.
-      bits: per section its new bits, [k].
+      bits: per section its new values, or their bits, [k].
       after: what `read` or `change` gave of the same leaves. Without the order that this states
         XLA would copy the leaves, for the reader's sake.
     """
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
     def in_xla(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
-        return xla_sections.scatter(plans, groups, indices, bits, after)
+        return xla_sections.scatter(plans, groups, indices, _words_of(plans, bits), after)
 
     def in_native(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
         return list(entries.write_entries(groups, indices, bits, after))
 
     if not plans:
         return list(leaves)
-    operands = groups, list(indices), _words_of(plans, bits), list(after)
+    operands = groups, list(indices), _wide_enough(plans, bits), list(after)
     return _replaced(leaves, plans, _by_platform(in_native, in_xla, *operands))
 
 
@@ -150,15 +151,16 @@ def rewrite(
 
     def in_xla(groups: Any, indices: Any, bits: Any, after: Any) -> tuple[list[jax.Array], Any]:
         old = [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
-        delta = xla_sections.change(plans, indices, old, bits)
-        return xla_sections.scatter(plans, groups, indices, bits, [delta, *after]), delta
+        words = _words_of(plans, bits)
+        delta = xla_sections.change(plans, indices, old, words)
+        return xla_sections.scatter(plans, groups, indices, words, [delta, *after]), delta
 
     def in_native(groups: Any, indices: Any, bits: Any, after: Any) -> tuple[list[jax.Array], Any]:
         seeds = [plan.seeds for plan in plans]
         written, delta = entries.rewrite_entries(groups, indices, bits, seeds, after)
         return list(written), delta
 
-    operands = groups, list(indices), _words_of(plans, bits), list(after)
+    operands = groups, list(indices), _wide_enough(plans, bits), list(after)
     written, delta = _by_platform(in_native, in_xla, *operands)
     return _replaced(leaves, plans, written), delta
 
@@ -176,16 +178,24 @@ def change(
 
     def in_xla(groups: Any, indices: Any, bits: Any) -> jax.Array:
         old = [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
-        return xla_sections.change(plans, indices, old, bits)
+        return xla_sections.change(plans, indices, old, _words_of(plans, bits))
 
     def in_native(groups: Any, indices: Any, bits: Any) -> jax.Array:
         return entries.digest_change(groups, indices, bits, [plan.seeds for plan in plans])
 
-    return _by_platform(in_native, in_xla, groups, list(indices), _words_of(plans, bits))
+    return _by_platform(in_native, in_xla, groups, list(indices), _wide_enough(plans, bits))
+
+
+def _wide_enough(plans: Sequence[Section], bits: Sequence[jax.Array]) -> list[jax.Array]:
+    """The kernels take values for their bits: on a CPU each bitcast is a copy and a thunk."""
+    return [
+        new if new.dtype.itemsize == plan.bits.itemsize else new.astype(plan.bits)
+        for plan, new in zip(plans, bits, strict=True)
+    ]
 
 
 def _words_of(plans: Sequence[Section], bits: Sequence[jax.Array]) -> list[jax.Array]:
-    return [new.astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
+    return [carry(plan, new).astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
 
 
 def _replaced(

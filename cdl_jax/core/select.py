@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from cdl_jax.core import threshold
 from cdl_jax.core.layout import ends
+from cdl_jax.core.tree import is_trainable, to_bits
 from cdl_jax.native import available
 
 WORTH_A_THRESHOLD = 1 << 16  # entries; below it a GPU sorts them as fast
@@ -56,6 +57,36 @@ def error_feedback_top_k(
     if all(u.dtype == jnp.float32 for u in updates) and available():
         return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
     return in_xla(*operands)
+
+
+def most_changed(
+    olds: Sequence[jax.Array], news: Sequence[jax.Array], ks: tuple[int, ...]
+) -> Arrays:
+    """Positions of the k entries that differ most from the old ones, per tensor int32[k].
+
+    Floats are compared as float32, and a NaN is further away than anything; other entries are
+    all as far away that have other bits. Ascending; ties go to the lowest index.
+    """
+
+    def in_xla(olds: Arrays, news: Arrays) -> Arrays:
+        apart = [_distance(old, new).reshape(-1) for old, new in zip(olds, news, strict=True)]
+        return tuple(_largest(jax.lax.optimization_barrier(apart), ks))
+
+    def in_native(olds: Arrays, news: Arrays) -> Arrays:
+        from cdl_jax.native import select as native
+
+        return native.most_changed(olds, news, ks)
+
+    operands = tuple(olds), tuple(news)
+    if all(x.dtype == jnp.float32 for x in (*olds, *news)) and available():
+        return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
+    return in_xla(*operands)
+
+
+def _distance(old: jax.Array, new: jax.Array) -> jax.Array:
+    if is_trainable(old):
+        return new.astype(jnp.float32) - old.astype(jnp.float32)
+    return (to_bits(new) != to_bits(old)).astype(jnp.float32)
 
 
 def xla_top_k(

@@ -53,13 +53,15 @@ def ship(
     """
     spec = tree_spec(tree)
     if update == "sparse":
-        entries = _selected(tree, spec, proposal, tx, uncovered)
+        known = chain.look(tx, _trained(tree), proposal.old_state)
+        sends = None if known.always else _emitted(proposal)
+        entries = _selected(tree, spec, proposal, known.origins, sends, uncovered)
         density = model_state_density
         if density is None:
             density = _density_of(spec, entries)
         compress.top_k(density)  # says which densities can be
         form = chain.sparsifier_state(proposal.opt_state).form
-        entries += _moved(tree, spec, proposal, density, _emitted(proposal), form.values)
+        entries += _moved(tree, spec, proposal, density, sends, form.values)
     elif update in ("dense", "changed"):
         entries = _whole(tree, spec, proposal)
     else:
@@ -102,13 +104,14 @@ def nothing(update: SparseUpdate, digest: jax.Array, base: jax.Array) -> SparseU
     )
 
 
-def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
+def _trained(tree) -> Any:
+    return jax.tree.map(lambda x: x if is_trainable(x) else None, tree["params"])
+
+
+def _selected(tree, spec, proposal, origins, sends, uncovered) -> list[Entry]:
     """What the sparsifier picked, and whole leaves that it does not cover, if asked for."""
     state = chain.sparsifier_state(proposal.opt_state)
-    emitted = _emitted(proposal)
-    trained = jax.tree.map(lambda x: x if is_trainable(x) else None, tree["params"])
-    origins = chain.leaf_origins(tx, trained, proposal.old_state)
-    params = _by_name(flatten(trained))
+    params = _by_name(flatten(_trained(tree)))
     dense = [name for name, origin in origins.items() if origin == "dense" and params[name].size]
     if dense and uncovered != "ship":
         raise ValueError(
@@ -122,7 +125,7 @@ def _selected(tree, spec, proposal, tx, uncovered) -> list[Entry]:
     for places, indices, values, scale in rows:
         if not {spec.leaves[i].name[len(PARAMS) + 1 :] for i in places} & set(dense):
             plan = sections.make_section(spec, places, indices.size)
-            entries.append(Entry(places, _sent_if(emitted, indices, plan), values, scale))
+            entries.append(Entry(places, _sent_if(sends, indices, plan), values, scale))
         elif len(places) > 1:
             raise ValueError(
                 "global scope cannot ship some of its leaves whole: use scope='tensor'"
@@ -144,7 +147,12 @@ def _density_of(spec: layout.TreeSpec, entries: list[Entry]) -> float:
 
 
 def _moved(
-    tree, spec, proposal, density: float, sends: jax.Array, values: rounding.Values = "float32"
+    tree,
+    spec,
+    proposal,
+    density: float,
+    sends: jax.Array | None,
+    values: rounding.Values = "float32",
 ) -> list[Entry]:
     """The model-state entries that moved most against what the replicas hold.
 
@@ -155,11 +163,8 @@ def _moved(
     if not rows:
         return []
     names, olds, nows = zip(*rows, strict=True)
-    apart = [_distance(old, now) for old, now in zip(olds, nows, strict=True)]
     ks = tuple(compress.entries_sent(density, old.size) for old in olds)
-    chosen, _, _ = select.error_feedback_top_k(
-        apart, [jnp.zeros_like(x) for x in apart], ks, global_scope=False
-    )
+    chosen = select.most_changed(olds, nows, ks)
     places = [_place(spec, MODEL_STATE, name) for name in names]
     plans = [sections.make_section(spec, (i,), k) for i, k in zip(places, ks, strict=True)]
     indices = [_sent_if(sends, at, plan) for at, plan in zip(chosen, plans, strict=True)]
@@ -169,7 +174,7 @@ def _moved(
         indices,
     )
     rows = zip(plans, indices, read, strict=True)
-    sent = [Entry(plan.places, at, sections.uncarry(plan, bits)) for plan, at, bits in rows]
+    sent = [Entry(plan.places, at, values) for plan, at, values in rows]
     return [
         e._replace(values=rounding.round_absolute(e.values, values))
         if e.values.dtype == jnp.float32
@@ -178,16 +183,16 @@ def _moved(
     ]
 
 
-def _sent_if(sends: jax.Array, indices: jax.Array, plan: sections.Section) -> jax.Array:
+def _sent_if(sends: jax.Array | None, indices: jax.Array, plan: sections.Section) -> jax.Array:
+    if sends is None:
+        return indices
     return jnp.where(sends, indices, plan.total + jax.lax.iota(jnp.int32, indices.size))
 
 
 def _whole(tree, spec, proposal) -> list[Entry]:
     """Every floating parameter and every model-state leaf."""
     names = {n for n, x in zip(*flatten(tree["params"])[:2], strict=True) if is_trainable(x)}
-    return _dense_leaves(tree, spec, proposal, names) + _moved(
-        tree, spec, proposal, 1.0, jnp.asarray(True)
-    )
+    return _dense_leaves(tree, spec, proposal, names) + _moved(tree, spec, proposal, 1.0, None)
 
 
 def _dense_leaves(tree, spec, proposal, names: set[str]) -> list[Entry]:
@@ -228,7 +233,7 @@ def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
     scaled = any(e.scale is not None for e in entries)
     old = sections.read(plans, flat.leaves, indices) if scaled else [None] * len(plans)
     new = [
-        sections.bits_of(plan, was, e.values, e.scale)
+        sections.resolved(plan, was, e.values, e.scale)
         for plan, was, e in zip(plans, old, entries, strict=True)
     ]
     after = [was for was in old if was is not None]
@@ -249,13 +254,6 @@ def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:
         fingerprint=spec.fingerprint,
         scales=tuple(e.scale for e in entries),
     )
-
-
-def _distance(old: jax.Array, new: jax.Array) -> jax.Array:
-    if is_trainable(old):
-        apart = jnp.abs(new.astype(jnp.float32) - old.astype(jnp.float32))
-        return jnp.where(jnp.isnan(apart), jnp.inf, apart)
-    return (to_bits(new) != to_bits(old)).astype(jnp.float32)
 
 
 def _place(spec: layout.TreeSpec, root: str, name: str) -> int:

@@ -220,14 +220,14 @@ def _dense(plans, indices, increments, residual: dict[int, jax.Array]) -> list[j
         for plan, first in zip(plans, firsts[:-1], strict=True)
     ]
     zeros = [jnp.zeros_like(residual[i]) for plan in plans for i in plan.places]
-    return sections.write(alone, zeros, indices, [to_bits(x) for x in increments])
+    return sections.write(alone, zeros, indices, increments)
 
 
 def _widest(plan, indices, old, increments, residual) -> rounding.Rounded:
     """New values in the leaves' own dtypes; the residual keeps what 16-bit leaves lose."""
     wide = next(residual[i].dtype for i in plan.places)
     if all(layout.dtype_of(dtype) == wide for dtype in plan.dtypes):
-        return rounding.Rounded(sections.uncarry(plan, old) + increments, None, increments)
+        return rounding.Rounded(old + increments, None, increments)
     values, moved = _round(plan, indices, old, increments)
     _keep(plan, indices, increments - moved, residual)
     return rounding.Rounded(values, None, increments)
@@ -235,7 +235,7 @@ def _widest(plan, indices, old, increments, residual) -> rounding.Rounded:
 
 def _narrowed(plan, indices, old, increments, residual, values) -> rounding.Rounded:
     """New values narrower than their float32 leaves; the residual keeps what that loses."""
-    sent = rounding.round_entries(sections.uncarry(plan, old), increments, values)
+    sent = rounding.round_entries(old, increments, values)
     _keep(plan, indices, increments - sent.moved, residual)
     return sent
 
@@ -245,8 +245,8 @@ def _keep(plan, indices, left, residual: dict[int, jax.Array]) -> None:
     left = jnp.where(indices < plan.total, left, jnp.zeros((), left.dtype))
     wide, flats = _alone(plan, left.dtype), [residual[i] for i in plan.places]
     # Quantised increments leave something at their positions already, hence the sum.
-    there = sections.uncarry(wide, sections.read([wide], flats, [indices])[0])
-    kept = sections.write([wide], flats, [indices], [to_bits(there + left)])
+    there = sections.read([wide], flats, [indices])[0]
+    kept = sections.write([wide], flats, [indices], [there + left])
     residual.update(zip(plan.places, kept, strict=True))
 
 
@@ -254,6 +254,7 @@ def _round(plan, indices, old, increments) -> tuple[jax.Array, jax.Array]:
     """New values, and the change that each makes once rounded to its leaf's dtype."""
     ends = jnp.asarray(layout.ends(plan.sizes)[:-1].astype("int32"))
     leaf = jnp.searchsorted(ends, indices, side="right") - 1
+    old = sections.carry(plan, old)
     values = jnp.zeros_like(old)
     moved = jnp.zeros_like(increments)
     for dtype in sorted(set(plan.dtypes)):

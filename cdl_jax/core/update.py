@@ -153,7 +153,7 @@ def _bits(
 ) -> list[jax.Array]:
     was_there = old or [None] * len(plans)
     rows = zip(plans, was_there, update.values, update.section_scales(), strict=True)
-    return [sections.bits_of(plan, was, jnp.asarray(v), scale) for plan, was, v, scale in rows]
+    return [sections.resolved(plan, was, jnp.asarray(v), scale) for plan, was, v, scale in rows]
 
 
 def _leaf_digest(leaf: jax.Array, seed: np.ndarray) -> jax.Array:

@@ -13,6 +13,7 @@ _KERNELS = (
     "digest_change",
     "error_feedback_top_k",
     "full_digest",
+    "most_changed",
     "read_entries",
     "rewrite_entries",
     "write_entries",

@@ -88,6 +88,39 @@ ffi::Error TopK(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRet
   return Guarded([&] { TopKCall(args, rets).Run(pool); });
 }
 
+// The k entries of a tensor that differ most; `scratch` has room for three tensors.
+void MostChanged(const float* old, const float* now, int64_t size, int64_t k, int32_t* indices,
+                 float* scratch) {
+  for (int64_t i = 0; i < size; ++i) scratch[i] = -old[i];
+  Selection selection({{now, scratch, scratch + size, 0, size}}, k, indices, scratch + 2 * size,
+                      /*threads=*/1);
+  selection.RunPart(0);
+}
+
+// Operands: old tensors, new ones. Results: the positions of each.
+ffi::Error Changed(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  return Guarded([&] {
+    const size_t tensors = rets.size();
+    int64_t entries = 0;
+    for (size_t t = 0; t < tensors; ++t) {
+      entries += static_cast<int64_t>(Get(args.get<Floats>(t)).element_count());
+    }
+    const int64_t threads = Threads(pool, entries, kWorthThreads);
+    ParallelFor(pool, threads, static_cast<int64_t>(tensors), [&](int64_t i) {
+      const FlushSubnormals flush;
+      const auto t = static_cast<size_t>(i);
+      const auto old = Get(args.get<Floats>(t));
+      const auto now = Get(args.get<Floats>(tensors + t));
+      auto indices = Get(rets.get<Ints>(t));
+      const auto size = static_cast<int64_t>(old.element_count());
+      std::vector<float> scratch(static_cast<size_t>(3 * size));
+      MostChanged(old.typed_data(), now.typed_data(), size,
+                  static_cast<int64_t>(indices->element_count()), indices->typed_data(),
+                  scratch.data());
+    });
+  });
+}
+
 void CheckFinite(ffi::ThreadPool& pool, ffi::RemainingArgs args, bool* finite) {
   std::vector<std::pair<const uint32_t*, int64_t>> chunks;
   int64_t entries = 0;
@@ -114,6 +147,9 @@ ffi::Error Finite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Boo
 
 XLA_FFI_DEFINE_HANDLER(
     kTopK, TopK,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER(
+    kChanged, Changed,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
 XLA_FFI_DEFINE_HANDLER(
     kFinite, Finite, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<Bool>());
@@ -144,6 +180,7 @@ bool AddHandler(PyObject* module, const char* name, XLA_FFI_Handler* handler) {
 PyMODINIT_FUNC PyInit__kernels() {
   PyObject* module = PyModule_Create(&cdl::definition);
   if (module != nullptr && cdl::AddHandler(module, "error_feedback_top_k", cdl::kTopK) &&
+      cdl::AddHandler(module, "most_changed", cdl::kChanged) &&
       cdl::AddHandler(module, "all_finite", cdl::kFinite) &&
       cdl::AddHandler(module, "read_entries", &cdl::ReadEntriesCall) &&
       cdl::AddHandler(module, "write_entries", &cdl::WriteEntriesCall) &&

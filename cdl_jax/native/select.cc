@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "scan.h"
@@ -16,6 +17,7 @@ constexpr int64_t kSmallestPart = int64_t{1} << 18;
 constexpr int64_t kGroup = 8;                  // neighbours sampled together: one cache line
 constexpr int64_t kSmallestSampled = 512;
 constexpr int kDigit = 11;                     // bits settled by one histogram
+constexpr int64_t kFew = 64;                   // values that are quicker sorted out by themselves
 constexpr uint32_t kNaN = 0x7f800001u;         // the least magnitude that is none
 
 // Adding -0.0 changes no bits, so a second scan can read acc back from the residual.
@@ -47,28 +49,52 @@ void VisitMagnitudes(const Part* first, const Part* last, Visit visit) {
   }
 }
 
-// The cut that takes exactly the k largest of at least k values: each histogram settles
-// kDigit more bits of the k-th magnitude, so at most four of them, without scratch memory.
-Cut FindCut(const Part* first, const Part* last, int64_t k) {
-  uint32_t low = kMagnitude;
-  uint32_t high = 0;
-  VisitMagnitudes(first, last, [&](uint32_t x) {
-    low = std::min(low, x);
-    high = std::max(high, x);
-  });
-  int64_t above = 0;
-  while (low < high) {
-    const int shift = std::max(0, BitWidth(high - low) - kDigit);
+// The magnitudes low..high, of which there are `inside`, with `above` larger ones.
+struct Range {
+  uint32_t low;
+  uint32_t high;
+  int64_t above;
+  int64_t inside;
+};
+
+// The range that holds the k-th largest magnitude and at most `few`, or ties alone: each
+// histogram settles kDigit more bits, so there are at most four.
+Range Narrow(const Part* first, const Part* last, int64_t k, int64_t few) {
+  Range range{0, kNaN, 0, 0};
+  for (const Part* part = first; part != last; ++part) range.inside += part->count;
+  while (range.low < range.high && range.inside > few) {
+    const uint32_t low = range.low;
+    const uint32_t span = range.high - low;
+    const int shift = std::max(0, BitWidth(span) - kDigit);
     std::array<uint32_t, 1 << kDigit> bins{};
+    uint32_t bin = 0;
     VisitMagnitudes(first, last, [&](uint32_t x) {
-      if (x - low <= high - low) ++bins[(x - low) >> shift];
+      if (x - low > span) return;
+      const uint32_t at = (x - low) >> shift;
+      bin = std::max(bin, at);
+      ++bins[at];
     });
-    uint32_t bin = (high - low) >> shift;
-    for (; above + bins[bin] < k; --bin) above += bins[bin];
-    low += bin << shift;
-    high = std::min(high, low + ((1u << shift) - 1));
+    for (; range.above + bins[bin] < k; --bin) range.above += bins[bin];
+    range.inside = bins[bin];
+    range.low += bin << shift;
+    range.high = std::min(range.high, range.low + ((1u << shift) - 1));
   }
-  return {low, k - above};
+  return range;
+}
+
+// The cut that takes exactly the k largest of at least k values.
+Cut FindCut(const Part* first, const Part* last, int64_t k) {
+  const Range range = Narrow(first, last, k, kFew);
+  k -= range.above;
+  if (range.low == range.high) return {range.low, k};
+  std::array<uint32_t, kFew> few;
+  uint32_t* end = few.data();
+  VisitMagnitudes(first, last, [&](uint32_t x) {
+    if (x - range.low <= range.high - range.low) *end++ = x;
+  });
+  uint32_t* const kth = few.data() + (k - 1);
+  std::nth_element(few.data(), kth, end, std::greater<>());
+  return {*kth, k - std::count_if(few.data(), kth, [&](uint32_t x) { return x > *kth; })};
 }
 
 }  // namespace
@@ -77,6 +103,11 @@ void Part::Reserve(int64_t entries) {
   room = entries;
   positions.reset(new uint32_t[static_cast<size_t>(entries)]);
   values.reset(new uint32_t[static_cast<size_t>(entries)]);
+}
+
+void Part::Release() {
+  positions.reset();
+  values.reset();
 }
 
 bool Cut::Takes(uint32_t bits) {
@@ -152,7 +183,7 @@ int32_t Selection::EstimateLimit() const {
   const double expected = static_cast<double>(sample.count) * k_ / size_;
   const auto rank = static_cast<int64_t>(expected + 8 * std::sqrt(expected) + 8);
   if (rank >= sample.count) return kTakeAll;
-  return static_cast<int32_t>(FindCut(&sample, &sample + 1, rank).magnitude) - 1;
+  return static_cast<int32_t>(Narrow(&sample, &sample + 1, rank, rank / 2 + 4).low) - 1;
 }
 
 void Selection::Fill(Part& part, bool add) {
@@ -213,7 +244,10 @@ void Selection::RunPart(int64_t index) {
   part.limit = limit_;
   part.Reserve(std::min(part.end - part.begin, 4 * k_ + 2 * kBlock));
   Fill(part, /*add=*/true);
-  if (pending_.fetch_sub(1) == 1) Finish();
+  if (pending_.fetch_sub(1) != 1) return;
+  Finish();
+  // Hundreds of selections wait for each other's end; the next ones use this memory again.
+  for (Part& done : parts_) done.Release();
 }
 
 }  // namespace cdl

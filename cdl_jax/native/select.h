@@ -30,6 +30,7 @@ struct Part {
   std::unique_ptr<uint32_t[]> values;
 
   void Reserve(int64_t entries);
+  void Release();
 };
 
 // Takes what exceeds `magnitude`, and the first `ties` entries that equal it.

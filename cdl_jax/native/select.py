@@ -8,7 +8,7 @@ import numpy as np
 
 from cdl_jax.native import available
 
-__all__ = ["error_feedback_top_k"]
+__all__ = ["error_feedback_top_k", "most_changed"]
 
 _Arrays = tuple[jax.Array, ...]
 
@@ -65,6 +65,32 @@ def error_feedback_top_k(
     )
     out = tuple(call(*updates, *residuals))
     return out[: len(ks)], out[len(ks) : 2 * len(ks)], out[2 * len(ks) :]
+
+
+def most_changed(
+    olds: Sequence[jax.Array], news: Sequence[jax.Array], ks: tuple[int, ...]
+) -> _Arrays:
+    """Flat positions of the k largest ``|new - old|`` of each tensor, int32[k_t], ascending.
+
+    One XLA call for all tensors. Subnormals are zeros, NaN is larger than anything, ties go to
+    the lowest position.
+
+    Args:
+        olds, news: float32 arrays of any shape, each pair of one.
+        ks: how many entries to select of each.
+
+    Raises:
+        ValueError, RuntimeError: as :func:`error_feedback_top_k`.
+    """
+    if not available():
+        raise RuntimeError(
+            "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
+        )
+    _check_arrays(news, olds)
+    _check_ks(ks, [old.size for old in olds])
+    results = [jax.ShapeDtypeStruct((k,), jnp.int32) for k in ks]
+    call = jax.ffi.ffi_call("cdl_jax_most_changed", results, vmap_method="sequential")
+    return tuple(call(*olds, *news))
 
 
 def _check_arrays(updates: Sequence[jax.Array], residuals: Sequence[jax.Array]) -> None:

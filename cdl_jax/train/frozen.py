@@ -32,7 +32,7 @@ class FrozenModel:
         self._first, self._marks = 0, np.zeros(0, bool)
 
     def right(self, start: int, stop: int) -> list[Any]:
-        """Of the samples [start, stop) 1 where the initial model is right, else 0, or its scores."""
+        """For each of the samples [start, stop) 1 where the model is right, else 0; or a score."""
         while stop > self._first + len(self._marks):
             self._score_more(start)
         return (self._marks[start - self._first : stop - self._first] * 1).tolist()

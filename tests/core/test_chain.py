@@ -38,18 +38,29 @@ SIGNS = optax.stateless(lambda u, _: jax.tree.map(lambda x: x * (x > 0).astype(x
     (chained(TOP, optax.clip(1.0)), "dense", "dense"),
     (chained(TOP, SIGNS), "dense", "dense"),
     (chained(TOP, optax.adam(1e-3)), "dense", "dense"),
-    (chained(optax.adam(1e-3)), "dense", "dense"),
     (lenient(optax.apply_if_finite(chained(optax.sgd(0.1), TOP), 2)), "sparse", "sparse"),
 ])  # fmt: skip
 def test_origins(tx, a, c):
-    assert chain.leaf_origins(tx, PARAMS, tx.init(PARAMS)) == {"a": a, "b/c": c}
+    assert chain.look(tx, PARAMS, tx.init(PARAMS)).origins == {"a": a, "b/c": c}
+
+
+@pytest.mark.parametrize(("tx", "always"), [
+    (chained(optax.adamw(1e-3), TOP), True),
+    (chained(optax.adam(1e-3), frozen_b(TOP)), True),
+    (chained(optax.sgd(0.1), optax.masked(TOP, only("a"))), True),
+    (lenient(optax.apply_if_finite(chained(optax.sgd(0.1), TOP), 2)), False),
+    (lenient(optax.MultiSteps(chained(optax.sgd(0.1), TOP), 2).gradient_transformation()), False),
+    (lenient(optax.conditionally_transform(TOP, lambda step: step % 2 == 0)), False),
+])  # fmt: skip
+def test_what_sends_in_every_step_is_told_from_what_is_silent_in_some(tx, always):
+    assert chain.look(tx, PARAMS, tx.init(PARAMS)).always is always
 
 
 def test_multi_steps_is_a_gate_whether_wrapped_or_not():
     multi = optax.MultiSteps(chained(optax.sgd(0.1), TOP), 2)
     with jax.numpy_dtype_promotion("standard"):
         for tx in (multi, multi.gradient_transformation()):
-            origins = chain.leaf_origins(tx, PARAMS, tx.init(PARAMS))
+            origins = chain.look(tx, PARAMS, tx.init(PARAMS)).origins
             assert set(origins.values()) == {"sparse"}
 
 

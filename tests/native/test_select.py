@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cdl_jax.core import select as core
 from cdl_jax.core.select import xla_top_k
 from cdl_jax.native import available
-from cdl_jax.native.select import error_feedback_top_k
+from cdl_jax.native.select import error_feedback_top_k, most_changed
 from tests.native.oracle import INPUTS, PATHS, bits, check, make, oracle, sampled_positions
 
 _kernels = pytest.importorskip("cdl_jax.native._kernels")
@@ -186,3 +187,27 @@ def test_positions_beyond_int32_are_refused():
 
     with pytest.raises(ValueError, match="int32"):
         jax.eval_shape(trace, jax.ShapeDtypeStruct((2**31 - 1,), jnp.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tree=trees(), path=st.sampled_from(PATHS))
+def test_the_most_changed_are_the_largest_differences(tree, path):
+    """Of the oracle, whose sum with the negated old values is the difference, and of XLA."""
+    assert _kernels.use_path(path)
+    rows = [row for row in tree if row[2]]
+    assume(rows)
+    news, olds, ks = zip(*rows, strict=True)
+    got = most_changed([jnp.asarray(x) for x in olds], [jnp.asarray(x) for x in news], tuple(ks))
+    for new, old, k, found in zip(news, olds, ks, got, strict=True):
+        np.testing.assert_array_equal(found, oracle(new, -old, k)[0])
+
+
+@pytest.mark.parametrize("kind", sorted(INPUTS))
+def test_the_most_changed_are_the_same_without_the_kernels(kind, monkeypatch):
+    tensors = [make(kind, n, n) for n in (1, 7, 600, 5000)]
+    news, olds = ([jnp.asarray(x) for x in column] for column in zip(*tensors, strict=True))
+    ks = (1, 2, 6, 50)
+    fast = core.most_changed(olds, news, ks)
+    monkeypatch.setattr(core, "available", lambda: False)
+    for a, b in zip(fast, core.most_changed(olds, news, ks), strict=True):
+        np.testing.assert_array_equal(a, b)
