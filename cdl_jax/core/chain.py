@@ -48,7 +48,8 @@ def look(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Chain
     *updates, count = jaxpr.outvars
     names, order = flatten(params).names, flatten(params).order
     outs = [updates[i] for i in order]
-    origins = {name: _origin(jaxpr, var) for name, var in zip(names, outs, strict=True)}
+    rows = zip(names, outs, strict=True)
+    origins: dict[str, Origin] = {name: _origin(jaxpr, var) for name, var in rows}
     return Chain(origins, _counts_on(jaxpr, count))
 
 
