@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import rich.progress
 
 from cdl_jax.train import plain_json
+
+_PAUSE = 0.1  # seconds from one drawing to the next
 
 
 @dataclasses.dataclass
@@ -37,7 +40,7 @@ class Summary:
 
 
 class Bar:
-    """A progress bar with accuracy, bytes and versions a second."""
+    """A progress bar with accuracy, bytes and versions a second, drawn ten times a second."""
 
     def __init__(self, title: str, total: int | None):
         columns = rich.progress.Progress.get_default_columns()
@@ -45,27 +48,40 @@ class Bar:
             *columns, rich.progress.TextColumn("{task.fields[note]}"), console=_stderr()
         )
         self._task = self._bar.add_task(title, total=total, note="")
-        self._begun = time.monotonic()
+        self._begun, self._drawn = time.monotonic(), -_PAUSE
+        self._behind, self._note = 0, lambda: ""
 
     def __enter__(self) -> "Bar":
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._draw()
         self._bar.stop()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Moves on by `amount`."""
-        self._bar.update(self._task, advance=amount, note=note)
+        """Moves on by `amount`; a note is drawn at once."""
+        self._move(amount, lambda: note)
+        if note:
+            self._draw()
 
     def show(self, summary: Summary, amount: int) -> None:
         """Moves on by `amount` samples and shows the summary so far."""
+        self._move(amount, lambda: self._words(summary))
+
+    def _words(self, summary: Summary) -> str:
         rate = summary.versions / max(1e-9, time.monotonic() - self._begun)
-        self.advance(
-            amount,
-            f"accuracy {summary.accuracy:.4f}  {summary.bytes_sent / 1e6:.2f} MB  "
-            f"{rate:.0f} versions/s",
-        )
+        megabytes = f"{summary.bytes_sent / 1e6:.2f} MB"
+        return f"accuracy {summary.accuracy:.4f}  {megabytes}  {rate:.0f} versions/s"
+
+    def _move(self, amount: int, note: Callable[[], str]) -> None:
+        self._behind, self._note = self._behind + amount, note
+        if time.monotonic() - self._drawn >= _PAUSE:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._bar.update(self._task, advance=self._behind, note=self._note())
+        self._behind, self._drawn = 0, time.monotonic()
 
 
 def _stderr() -> Any:
