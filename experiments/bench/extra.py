@@ -37,7 +37,8 @@ DENSITIES = (1e-2, 1e-3, 1e-4)
 MODELS = ("lenet5", "resnet18", "mobilenet_v2", "resnet50", "densenet161")
 Given = dict[str, Any]
 # glibc gives the kernel nothing back; read as a process starts.
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+        "MALLOC_TOP_PAD_": str(1 << 28)}  # fmt: skip
 
 
 @jax.custom_vjp
