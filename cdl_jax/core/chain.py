@@ -95,7 +95,7 @@ def without_selection(opt_state: Any) -> Any:
 
 
 def with_room(opt_state: Any, like: Any) -> Any:
-    """Inverse of `without_selection` but for the selections, which are zeros.
+    """Inverse of `without_selection` but for what was selected: nothing that may be sent.
 
     Args:
       opt_state: a state.
@@ -105,8 +105,9 @@ def with_room(opt_state: Any, like: Any) -> Any:
     def fill(node: Any, shapes: Any) -> Any:
         if not is_sparsifier(node):
             return node
-        rooms = {name: getattr(shapes, name) for name in ("indices", "values", "scales")}
-        return node._replace(**jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rooms))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes.scales)
+        return node._replace(indices=zeros.indices, values=zeros.values, scales=ones)
 
     return jax.tree.map(fill, opt_state, like, is_leaf=is_sparsifier)
 
@@ -120,18 +121,24 @@ def _origin(jaxpr: Any, var: Any) -> Origin:
 
 def _counts_on(jaxpr: Any, var: Any) -> bool:
     """Whether a variable is one of the inputs plus 1."""
+    return _one_less(jaxpr, var) is not None
+
+
+def _one_less(jaxpr: Any, var: Any) -> Any:
+    """The input of which a variable is the successor; None where it is something else."""
     eqn = None if isinstance(var, core.Literal) else _producers(jaxpr).get(var)
     if eqn is None:
-        return False
+        return None
+    source = None
     if eqn.primitive.name in _CALLS:
         inner = (eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")).jaxpr
-        return _counts_on(inner, inner.outvars[eqn.outvars.index(var)])
-    one = any(isinstance(x, core.Literal) and x.val == 1 for x in eqn.invars)
-    return (
-        eqn.primitive.name == "add"
-        and one
-        and any(x in jaxpr.invars for x in eqn.invars if not isinstance(x, core.Literal))
-    )
+        found = _one_less(inner, inner.outvars[eqn.outvars.index(var)])
+        source = None if found is None else eqn.invars[inner.invars.index(found)]
+    elif eqn.primitive.name == "add":
+        ones = [isinstance(x, core.Literal) and bool(np.all(x.val == 1)) for x in eqn.invars]
+        source = next((x for x, one in zip(eqn.invars, ones[::-1], strict=True) if one), None)
+    is_input = source is not None and not isinstance(source, core.Literal)
+    return source if is_input and source in jaxpr.invars else None
 
 
 @functools.lru_cache(maxsize=32)

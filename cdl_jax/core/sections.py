@@ -189,7 +189,7 @@ def change(
 def _wide_enough(plans: Sequence[Section], bits: Sequence[jax.Array]) -> list[jax.Array]:
     """The kernels take values for their bits: on a CPU each bitcast is a copy and a thunk."""
     return [
-        new if new.dtype.itemsize == plan.bits.itemsize else new.astype(plan.bits)
+        new if new.dtype.itemsize == plan.bits.itemsize else carry(plan, new).astype(plan.bits)
         for plan, new in zip(plans, bits, strict=True)
     ]
 

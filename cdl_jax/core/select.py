@@ -64,8 +64,9 @@ def most_changed(
 ) -> Arrays:
     """Positions of the k entries that differ most from the old ones, per tensor int32[k].
 
-    Floats are compared as float32, and a NaN is further away than anything; other entries are
-    all as far away that have other bits. Ascending; ties go to the lowest index.
+    Floats are compared as float32: equal bits are no distance, a difference that is NaN is the
+    largest. Other entries are all as far away that have other bits. Ascending; ties go to the
+    lowest index.
     """
 
     def in_xla(olds: Arrays, news: Arrays) -> Arrays:
@@ -77,16 +78,21 @@ def most_changed(
 
         return native.most_changed(olds, news, ks)
 
-    operands = tuple(olds), tuple(news)
-    if all(x.dtype == jnp.float32 for x in (*olds, *news)) and available():
+    pairs = [_as_floats(old, new) for old, new in zip(olds, news, strict=True)]
+    operands = tuple(tuple(column) for column in zip(*pairs, strict=True))
+    if available():
         return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
     return in_xla(*operands)
 
 
-def _distance(old: jax.Array, new: jax.Array) -> jax.Array:
+def _as_floats(old: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
     if is_trainable(old):
-        return new.astype(jnp.float32) - old.astype(jnp.float32)
-    return (to_bits(new) != to_bits(old)).astype(jnp.float32)
+        return old.astype(jnp.float32), new.astype(jnp.float32)
+    return jnp.zeros(old.shape, jnp.float32), (to_bits(new) != to_bits(old)).astype(jnp.float32)
+
+
+def _distance(old: jax.Array, new: jax.Array) -> jax.Array:
+    return jnp.where(to_bits(old) == to_bits(new), 0.0, new - old)
 
 
 def xla_top_k(

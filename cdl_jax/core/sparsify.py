@@ -107,7 +107,7 @@ def error_feedback(
         indices, sent, kept = compressor.compress(
             accumulate,
             [flat_r.leaves[i] for i in members],
-            tuple(s.size for s in state.indices),
+            tuple(compressor.slots(plan.total) for plan in plans),
             global_scope=global_scope,
             key=jax.random.fold_in(jax.random.key(seed), state.count),
         )

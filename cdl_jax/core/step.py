@@ -53,7 +53,7 @@ def init_state(
 
     Args:
       params: pytree of arrays. Floating leaves are trained; integer leaves and `None` are not.
-      tx: the optax chain.
+      tx: the optax chain; a step traces its `init`, too.
       model_state: pytree of arrays that the loss function renews (BatchNorm statistics), or None.
       key: PRNG key of the run, `jax.random.key(0)` by default.
       version: the deployed tree's version, 0 to 2^32 - 1.

@@ -28,8 +28,8 @@ def available() -> bool:
 
     Returns:
         False where the package was installed without a compiler, where JAX has no CPU
-        platform, or where the kernels were built against a newer XLA than the one running;
-        the XLA forms then do the work.
+        platform, or where the kernels were built against a newer XLA than the one running, or
+        from older sources than these; the XLA forms then do the work.
     """
     try:
         kernels = importlib.import_module("cdl_jax.native._kernels")
@@ -41,6 +41,6 @@ def available() -> bool:
         jax.local_devices(backend="cpu")
         for name in _KERNELS:
             jax.ffi.register_ffi_target(f"cdl_jax_{name}", getattr(kernels, name), platform="cpu")
-    except RuntimeError:
+    except (RuntimeError, AttributeError):
         return False
     return True

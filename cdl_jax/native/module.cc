@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <cstring>
 #include <deque>
 #include <utility>
 #include <vector>
@@ -88,11 +89,17 @@ ffi::Error TopK(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRet
   return Guarded([&] { TopKCall(args, rets).Run(pool); });
 }
 
-// The k entries of a tensor that differ most; `scratch` has room for three tensors.
+// The k entries of a tensor that differ most; `scratch` has room for four tensors. Where the
+// bits are the same the difference of infinities would be NaN, and come first for ever.
 void MostChanged(const float* old, const float* now, int64_t size, int64_t k, int32_t* indices,
                  float* scratch) {
-  for (int64_t i = 0; i < size; ++i) scratch[i] = -old[i];
-  Selection selection({{now, scratch, scratch + size, 0, size}}, k, indices, scratch + 2 * size,
+  float* const minus = scratch + size;
+  for (int64_t i = 0; i < size; ++i) {
+    const bool same = std::memcmp(old + i, now + i, sizeof(float)) == 0;
+    scratch[i] = same ? 0.0f : now[i];
+    minus[i] = same ? -0.0f : -old[i];
+  }
+  Selection selection({{scratch, minus, minus + size, 0, size}}, k, indices, minus + 2 * size,
                       /*threads=*/1);
   selection.RunPart(0);
 }
@@ -113,7 +120,7 @@ ffi::Error Changed(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
       const auto now = Get(args.get<Floats>(tensors + t));
       auto indices = Get(rets.get<Ints>(t));
       const auto size = static_cast<int64_t>(old.element_count());
-      std::vector<float> scratch(static_cast<size_t>(3 * size));
+      std::vector<float> scratch(static_cast<size_t>(4 * size));
       MostChanged(old.typed_data(), now.typed_data(), size,
                   static_cast<int64_t>(indices->element_count()), indices->typed_data(),
                   scratch.data());

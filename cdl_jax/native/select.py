@@ -72,8 +72,8 @@ def most_changed(
 ) -> _Arrays:
     """Flat positions of the k largest ``|new - old|`` of each tensor, int32[k_t], ascending.
 
-    One XLA call for all tensors. Subnormals are zeros, NaN is larger than anything, ties go to
-    the lowest position.
+    One XLA call for all tensors. Equal bits are no distance, subnormals are zeros, NaN is larger
+    than anything, ties go to the lowest position.
 
     Args:
         olds, news: float32 arrays of any shape, each pair of one.

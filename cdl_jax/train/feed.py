@@ -75,6 +75,8 @@ class Feed:
         config, reach = self._config, self._config.batch_size
         if "window" in config.reactions():
             reach = max(reach, config.drift_window)
+        if config.strategy in ("online", "frozen"):
+            return max(0, position - reach)  # they draw nothing
         if config.strategy == "full" or config.history in ("uniform", "inverse_use", "balanced"):
             return 0
         past = {"window": config.history_size, "exponential": 40 * config.history_size}

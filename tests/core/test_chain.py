@@ -44,7 +44,18 @@ def test_origins(tx, a, c):
     assert chain.look(tx, PARAMS, tx.init(PARAMS)).origins == {"a": a, "b/c": c}
 
 
+def silent_every_other(inner):
+    """Takes its count back where it was silent, and counts on inside a call."""
+
+    def update(grads, state, params):
+        updates, new = inner.update(grads, state, params)
+        return updates, new._replace(count=jax.jit(lambda c: c + 1)(new.count - new.count % 2))
+
+    return optax.GradientTransformation(inner.init, update)
+
+
 @pytest.mark.parametrize(("tx", "always"), [
+    (silent_every_other(TOP), False),
     (chained(optax.adamw(1e-3), TOP), True),
     (chained(optax.adam(1e-3), frozen_b(TOP)), True),
     (chained(optax.sgd(0.1), optax.masked(TOP, only("a"))), True),
@@ -70,3 +81,14 @@ def test_one_sparsifier_exactly():
         with pytest.raises(ValueError, match=f"has {count} sparsifiers.*exactly one, last"):
             chain.sparsifier_state(tx.init(PARAMS))
         assert len(chain.sparsifier_states(tx.init(PARAMS))) == count
+
+
+def test_a_carried_state_is_filled_with_what_may_be_sent():
+    tx = sparsifier(cdl_jax.top_k(0.5, values="int8"))
+    state = tx.init(PARAMS)
+    carried = chain.without_selection((state, 3))
+    assert (carried[0].indices, carried[0].values, carried[0].scales) == ((), (), ())
+    filled, three = chain.with_room(carried, jax.eval_shape(lambda: (state, jnp.int32(3))))
+    assert three == 3
+    assert jax.tree.map(jnp.shape, filled) == jax.tree.map(jnp.shape, state)
+    assert all(float(scale) == 1.0 for scale in filled.scales)

@@ -209,3 +209,14 @@ def test_apply_update_leaves_the_caller_s_arrays_alive():
     replica.assert_equals(cdl_jax.apply_update(tree, change))
     assert not tree["0"].is_deleted()
     assert_same(tree["0"], jnp.ones(N))
+
+
+def test_values_that_jax_narrows_are_narrowed_as_numbers():
+    """A float64 tree without x64 is float32 in JAX; its bits are no float32's."""
+    tree = {"w": np.arange(4, dtype=np.float64)}
+    spec = tree_spec(tree)
+    update = cdl_jax.SparseUpdate(
+        (np.array([2], np.int32),), (np.array([1.5]),), np.array([1], np.int32),
+        np.uint32(0), np.uint32(1), np.zeros(4, np.uint32), ((0,),), spec.fingerprint,
+    )  # fmt: skip
+    assert cdl_jax.apply_update(tree, update)["w"].tolist() == [0.0, 1.0, 1.5, 3.0]

@@ -40,12 +40,15 @@ def config(tmp_path):
 def test_every_part_of_the_real_loop_is_timed(config, monkeypatch):
     monkeypatch.setattr(overhead, "BLOCK", 10)
     monkeypatch.setattr(overhead, "FEW", 2)
-    blocks = overhead.in_the_loop(config, overhead.Bare(config))
+    bare = overhead.Bare(config)
+    blocks = overhead.in_the_loop(config, bare, overhead.PLACES)
     assert [len(block.rows) for block in blocks] == [7, 6]
     rows = [row for block in blocks for row in block.rows]
     assert all(set(overhead.HOST) | {"step"} <= set(row) for row in rows)
     assert all(block.step > 0 and block.programs > 0 for block in blocks)
-    found = overhead.summary(blocks)
+    without = overhead.in_the_loop(config, bare)
+    assert [set(row) for row in without[0].rows] == [{"loop", "total"}] * 7
+    found = overhead.summary(blocks, without)
     parts = found["parts, ms"]
     assert found["host, ms"] == pytest.approx(sum(parts[n] for n in overhead.HOST), abs=1e-3)
     assert found["host / step"] == pytest.approx(
@@ -59,6 +62,6 @@ def test_every_part_of_the_real_loop_is_timed(config, monkeypatch):
 def test_what_is_seen_is_a_share_of_the_step_beside_it():
     block = overhead.Block([{"total": 5.0}, {"total": 5.0}, {"total": 8.0}], 2.0, 3.0)
     slow = overhead.Block([{"total": 50.0}, {"total": 50.0}, {"total": 80.0}], 20.0, 30.0)
-    found = overhead.summary([block, slow])
+    found = overhead.summary([slow], [block, slow])
     assert found["seen / step"] == [1.0, 1.0, 1.0]
     assert found["seen / step, of means"] == [1.5, 1.5, 1.5]

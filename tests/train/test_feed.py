@@ -83,3 +83,8 @@ def test_a_history_that_cannot_fill_a_batch_is_refused(settings):
 def test_a_clock_gives_online_no_batches():
     with pytest.raises(ConfigError, match="trigger_seconds would give online a batch of another"):
         make(strategy="online", trigger_seconds=1.0)
+
+
+def test_what_draws_no_history_needs_none_of_it():
+    assert make(strategy="online").oldest(150) == 150 - 16
+    assert make().oldest(150) == 0
