@@ -11,7 +11,7 @@ from cdl_jax.data import load
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import ConfigError
 from cdl_jax.models import classifier, create_model
-from cdl_jax.train import TrainConfig, job
+from cdl_jax.train import TrainConfig, beginning
 from cdl_jax.train.initial import fit, fit_step
 from cdl_jax.train.strategies import plan
 from tests.train import small
@@ -34,7 +34,7 @@ def test_full_retraining_serves_a_model_trained_from_scratch_on_all_samples_so_f
     data, config = load("digits"), dataclasses.replace(QUICK, strategy="full").checked()
     model = classifier(create_model("lenet5"), (data.mean, data.std))
     step = fit_step(model.loss_fn, plan(config).optimizer)
-    start = job.untrained(config, data, model)
+    start = beginning.untrained(config, data, model)
     for version, count in ((1, 136), (2, 176)):
         alone = fit(start, data.batch, count, step, epochs=2, batch_size=32, seed=0)
         jax.tree.map(np.testing.assert_array_equal, served(tmp_path, version), alone.params)
@@ -63,7 +63,7 @@ def test_runs_that_begin_alike_share_one_initial_model(tmp_path, monkeypatch):
     alone = go(tmp_path / "alone", trigger=8)
     assert one.digest == alone.digest
     with monkeypatch.context() as patch:
-        patch.setattr(job, "fit", lambda *a, **k: pytest.fail("it was trained again"))
+        patch.setattr(beginning, "fit", lambda *a, **k: pytest.fail("it was trained again"))
         assert go(tmp_path / "two", trigger=8, initial=shared).digest == one.digest
         assert go(tmp_path / "dense", strategy="proactive", initial=shared).versions == 10
     other = go(tmp_path / "other", trigger=8, initial=shared, epochs=1)

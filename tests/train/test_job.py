@@ -11,7 +11,7 @@ import pytest
 from cdl_jax.data import UniformHistory, load
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import CheckpointError, ConfigError, LogError, TrainingError
-from cdl_jax.train import TrainConfig, job, run, strategies
+from cdl_jax.train import TrainConfig, beginning, run, strategies
 from cdl_jax.train.delivery import Delivery
 from cdl_jax.train.loop import ContinuousTrainer
 from tests.train.small import crash
@@ -248,7 +248,7 @@ def test_a_missing_extra_is_told_before_the_initial_training(
     tmp_path, monkeypatch, package, changes, words
 ):
     begun = []
-    monkeypatch.setattr(job, "fit", lambda *a, **k: begun.append(1))
+    monkeypatch.setattr(beginning, "fit", lambda *a, **k: begun.append(1))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=words):
         go(tmp_path, **changes)

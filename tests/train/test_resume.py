@@ -13,7 +13,7 @@ import pytest
 
 from cdl_jax.deploy import Replica, open_log
 from cdl_jax.errors import CheckpointError, LogError
-from cdl_jax.train import TrainConfig, job, resume
+from cdl_jax.train import TrainConfig, beginning, job, resume
 from cdl_jax.train.checkpoint import Checkpoints
 from cdl_jax.train.records import Records
 from tests.train import small
@@ -79,7 +79,7 @@ def test_a_run_that_stopped_makes_the_same_bytes(tmp_path, monkeypatch, whole):
     log = open_log(str(tmp_path / "log"))
     assert log.head() == 34
     begun = []
-    monkeypatch.setattr(job, "fit", lambda *a, **k: begun.append(1))
+    monkeypatch.setattr(beginning, "fit", lambda *a, **k: begun.append(1))
     go(tmp_path, **DRIFTING)
     assert not begun  # initial training is not done again
     assert_same(remains(tmp_path), remains(whole))
