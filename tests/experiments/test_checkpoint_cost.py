@@ -23,11 +23,11 @@ def test_what_was_saved_is_restored(options):
 
 
 def test_costs_are_paired(options, monkeypatch):
-    seconds = {0: 10.0, 500: 10.2}
+    seconds = {0: 10.0, 25: 12.0}
     monkeypatch.setattr(
         checkpoint_cost, "_child",
         lambda options, only, *, every, **_: {"seconds": seconds[every], "versions": 6250},
     )  # fmt: skip
     found = checkpoint_cost.training(options)
-    assert found["cost, %"] == [2.0] * 5
-    assert found["cost, %, mean and 95% interval"] == [2.0, 0.0]
+    assert found["cost, %"] == [20.0] * 5
+    assert found["cost of one every 500, %, mean and 95% interval"] == [1.0, 0.0]
