@@ -3,10 +3,10 @@
 LeNet5 on MNIST: runs with and without checkpoints in turn, each in a process of its own, the
 stream's seconds alone. Two runs of one kind differ by more than checkpoints at the default interval
 (500 versions of 8 samples) take, so these are far more frequent, and their cost is told for that
-interval, where there are so many fewer; a save that waits for the one before it counts. A ResNet50 of
-CIFAR-10's shapes: what a save takes of the training's own time, and what a fresh process takes to
-restore the trainer's state; compiling the step is timed apart, with an empty cache of programs and
-with a filled one. Expected: under 3%, and under 10 s on 2 cores.
+interval, where there are so many fewer; a save that waits for the one before it counts. A ResNet50
+of CIFAR-10's shapes: what a save takes of the training's own time, and what a fresh process takes
+to restore the trainer's state; compiling the step is timed apart, with an empty cache of programs
+and with a filled one. Expected: under 3%, and under 10 s on 2 cores.
 
     python -m experiments.checkpoint_cost          about 7 minutes on 2 CPU cores
 """
