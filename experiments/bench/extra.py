@@ -36,9 +36,10 @@ from experiments.bench.timing import add, environment, interleave, median_interv
 DENSITIES = (1e-2, 1e-3, 1e-4)
 MODELS = ("lenet5", "resnet18", "mobilenet_v2", "resnet50", "densenet161")
 Given = dict[str, Any]
-# glibc gives the kernel nothing back; read as a process starts.
+# glibc gives the kernel nothing back, of one arena since others hold 64 MiB at most; read as a
+# process starts.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-        "MALLOC_TOP_PAD_": str(1 << 28)}  # fmt: skip
+        "MALLOC_TOP_PAD_": str(1 << 28), "MALLOC_ARENA_MAX": "1"}  # fmt: skip
 
 
 @jax.custom_vjp
