@@ -1,6 +1,6 @@
 """All benchmarks of this machine, as tables and under experiments/results/bench/.
 
-    python -m experiments.bench              about half an hour on 2 CPU cores
+    python -m experiments.bench              about an hour on 2 CPU cores
     python -m experiments.bench --quick      LeNet5 and n = 1e6 alone, two minutes, to runs/bench
     python -m experiments.bench --only sparse_step --models resnet50
 
