@@ -30,11 +30,10 @@ import optax
 
 import cdl_jax
 from cdl_jax.models import classifier, create_model
+from experiments.bench.sparse_step import DENSITIES, REPS
 from experiments.bench.steps import make_batch
 from experiments.bench.timing import add, environment, interleave, median_interval, quartiles
 
-DENSITIES = (1e-2, 1e-3, 1e-4)
-MODELS = ("lenet5", "resnet18", "mobilenet_v2", "resnet50", "densenet161")
 Given = dict[str, Any]
 # glibc gives the kernel nothing back, of one arena since others hold 64 MiB at most; read as a
 # process starts.
@@ -130,7 +129,7 @@ def measure(model: str, reps: int, scope: str) -> dict[str, Any]:
 def main() -> None:
     """Measures the models named on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=["lenet5", "resnet18"])
+    parser.add_argument("--model", nargs="+", choices=list(REPS), default=["lenet5", "resnet18"])
     parser.add_argument("--reps", type=int, default=200, help="rounds")
     parser.add_argument("--scope", default="tensor")
     arguments = parser.parse_args()
