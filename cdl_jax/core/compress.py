@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.core import rounding, select
+from cdl_jax.core.joined import join
 from cdl_jax.core.rounding import Values
 
 Scope = Literal["tensor", "global"]
@@ -98,7 +99,7 @@ def quantize(bits: int) -> Compressor:
             _quantize(u, r, levels, k) for u, r, k in zip(updates, residuals, keys, strict=True)
         ]
         indices, sent, kept = zip(*parts, strict=True)
-        return indices, sent, kept
+        return join(indices), join(sent), kept
 
     return Compressor(1.0, "tensor", lambda n: n, compress)
 

@@ -68,7 +68,8 @@ class SparseUpdate:
 
     Entries come in sections. A section names the leaves it covers (`sections`, positions in the
     sorted leaf order); its indices count in C order over the concatenation of these leaves. Per
-    tensor scope gives each leaf a section of its own, global scope one section for all.
+    tensor scope gives each leaf a section of its own, global scope one section for all. Any
+    sequences of arrays will do; those of a step are `Ragged`, hundreds of rows in few arrays.
 
     Attributes:
       indices: per section int32[k_s], ascending and unique; slots from the section's count on
@@ -86,8 +87,8 @@ class SparseUpdate:
         version `base` (subnormal results +0.0), which makes such an update valid there alone.
     """
 
-    indices: tuple[Any, ...]
-    values: tuple[Any, ...]
+    indices: Sequence[Any]
+    values: Sequence[Any]
     counts: Any
     base: Any
     version: Any

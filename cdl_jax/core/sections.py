@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core import digest, layout, rounding, xla_sections
+from cdl_jax.core.joined import join
+from cdl_jax.core.ragged import Ragged
 from cdl_jax.core.tree import from_bits, to_bits
 from cdl_jax.native import available, entries
 
@@ -86,7 +88,7 @@ def uncarry(section: Section, bits: jax.Array) -> jax.Array:
 
 def read(
     plans: Sequence[Section], leaves: Sequence[jax.Array], indices: Sequence[jax.Array]
-) -> list[jax.Array]:
+) -> Ragged:
     """The entries of all sections as `SparseUpdate.values` has them; 0 in slots of padding.
 
     Args:
@@ -95,17 +97,17 @@ def read(
       indices: per section int32[k], ascending, padded past the end.
     """
     if not plans:
-        return []
+        return join([])
     groups = [[leaves[i] for i in plan.places] for plan in plans]
 
-    def in_xla(groups: Any, indices: Any) -> list[jax.Array]:
+    def in_xla(groups: Any, indices: Ragged) -> Ragged:
         rows = zip(plans, groups, indices, strict=True)
-        return [uncarry(row[0], xla_sections.gather(*row)) for row in rows]
+        return join([uncarry(row[0], xla_sections.gather(*row)) for row in rows])
 
-    def in_native(groups: Any, indices: Any) -> list[jax.Array]:
-        return list(entries.read_entries(groups, indices, [plan.dtype for plan in plans]))
+    def in_native(groups: Any, indices: Ragged) -> Ragged:
+        return entries.read_entries(groups, indices, [plan.dtype for plan in plans])
 
-    return _by_platform(in_native, in_xla, groups, list(indices))
+    return _by_platform(in_native, in_xla, groups, join(indices))
 
 
 def write(
@@ -113,7 +115,7 @@ def write(
     leaves: Sequence[jax.Array],
     indices: Sequence[jax.Array],
     bits: Sequence[jax.Array],
-    after: Sequence[jax.Array] = (),
+    after: Any = (),
 ) -> list[jax.Array]:
     """All leaves, with the sections' bits written; slots of padding are dropped.
 
@@ -133,7 +135,7 @@ def write(
 
     if not plans:
         return list(leaves)
-    operands = groups, list(indices), _wide_enough(plans, bits), list(after)
+    operands = groups, join(indices), _wide_enough(plans, bits), jax.tree.leaves(after)
     return _replaced(leaves, plans, _by_platform(in_native, in_xla, *operands))
 
 
@@ -142,7 +144,7 @@ def rewrite(
     leaves: Sequence[jax.Array],
     indices: Sequence[jax.Array],
     bits: Sequence[jax.Array],
-    after: Sequence[jax.Array] = (),
+    after: Any = (),
 ) -> tuple[list[jax.Array], jax.Array]:
     """`write` and `change` of the same leaves; one pass where the kernels do it."""
     if not plans:
@@ -160,7 +162,7 @@ def rewrite(
         written, delta = entries.rewrite_entries(groups, indices, bits, seeds, after)
         return list(written), delta
 
-    operands = groups, list(indices), _wide_enough(plans, bits), list(after)
+    operands = groups, join(indices), _wide_enough(plans, bits), jax.tree.leaves(after)
     written, delta = _by_platform(in_native, in_xla, *operands)
     return _replaced(leaves, plans, written), delta
 
@@ -183,15 +185,17 @@ def change(
     def in_native(groups: Any, indices: Any, bits: Any) -> jax.Array:
         return entries.digest_change(groups, indices, bits, [plan.seeds for plan in plans])
 
-    return _by_platform(in_native, in_xla, groups, list(indices), _wide_enough(plans, bits))
+    return _by_platform(in_native, in_xla, groups, join(indices), _wide_enough(plans, bits))
 
 
-def _wide_enough(plans: Sequence[Section], bits: Sequence[jax.Array]) -> list[jax.Array]:
+def _wide_enough(plans: Sequence[Section], bits: Sequence[jax.Array]) -> Ragged:
     """The kernels take values for their bits: on a CPU each bitcast is a copy and a thunk."""
-    return [
-        new if new.dtype.itemsize == plan.bits.itemsize else carry(plan, new).astype(plan.bits)
-        for plan, new in zip(plans, bits, strict=True)
-    ]
+    return join(
+        [
+            new if new.dtype.itemsize == plan.bits.itemsize else carry(plan, new).astype(plan.bits)
+            for plan, new in zip(plans, bits, strict=True)
+        ]
+    )
 
 
 def _words_of(plans: Sequence[Section], bits: Sequence[jax.Array]) -> list[jax.Array]:
@@ -209,7 +213,7 @@ def _replaced(
 
 def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
     """Slots in use of each section, int32[number of sections]."""
-    out = jnp.zeros(len(plans), jnp.int32)
+    indices, out = list(indices), jnp.zeros(len(plans), jnp.int32)
     for batch in xla_sections.batches(indices):
         sizes = [indices[s].size for s in batch]
         # By NumPy: XLA would fold a repeat of constants for seconds.

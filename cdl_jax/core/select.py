@@ -2,8 +2,8 @@
 
 A selector takes updates and residuals of any shape, adds them once (`acc`), and gives back
 
-  indices    per section int32[k], ascending, unique
-  sent       per section acc's bits at the indices
+  indices    rows, per section int32[k], ascending, unique
+  sent       rows, per section acc's bits at the indices
   residuals  per tensor acc with +0.0 at the selected entries, in its own shape
 
 so that sent and residuals partition acc by bits. Indices count in C order. Exactly k entries are
@@ -16,14 +16,16 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.core import threshold
+from cdl_jax.core.joined import join
 from cdl_jax.core.layout import ends
+from cdl_jax.core.ragged import Ragged
 from cdl_jax.core.tree import is_trainable, to_bits
 from cdl_jax.native import available
 
 WORTH_A_THRESHOLD = 1 << 16  # entries; below it a GPU sorts them as fast
 
 Arrays = tuple[jax.Array, ...]
-Selected = tuple[Arrays, Arrays, Arrays]
+Selected = tuple[Ragged, Ragged, Arrays]
 
 
 def error_feedback_top_k(
@@ -61,19 +63,19 @@ def error_feedback_top_k(
 
 def most_changed(
     olds: Sequence[jax.Array], news: Sequence[jax.Array], ks: tuple[int, ...]
-) -> Arrays:
-    """Positions of the k entries that differ most from the old ones, per tensor int32[k].
+) -> Ragged:
+    """Positions of the k entries that differ most from the old ones, a row int32[k] a tensor.
 
     Floats are compared as float32: equal bits are no distance, a difference that is NaN is the
     largest. Other entries are all as far away that have other bits. Ascending; ties go to the
     lowest index.
     """
 
-    def in_xla(olds: Arrays, news: Arrays) -> Arrays:
+    def in_xla(olds: Arrays, news: Arrays) -> Ragged:
         apart = [_distance(old, new).reshape(-1) for old, new in zip(olds, news, strict=True)]
-        return tuple(_largest(jax.lax.optimization_barrier(apart), ks))
+        return join(_largest(jax.lax.optimization_barrier(apart), ks))
 
-    def in_native(olds: Arrays, news: Arrays) -> Arrays:
+    def in_native(olds: Arrays, news: Arrays) -> Ragged:
         from cdl_jax.native import select as native
 
         return native.most_changed(olds, news, ks)
@@ -196,7 +198,7 @@ def split(
         own = pick[0] - int(offsets[t]) if global_scope else pick[t]
         own = jnp.where((own >= 0) & (own < acc.size), own, acc.size)
         kept.append(acc.at[own].set(0, mode="drop").reshape(shape))
-    return tuple(pick), tuple(sent), tuple(kept)
+    return join(pick), join(sent), tuple(kept)
 
 
 def _scoped(accs: Sequence[jax.Array], global_scope: bool) -> Sequence[jax.Array]:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from cdl_jax.core import chain, compress, layout, rounding, sections, select, sparsify
+from cdl_jax.core.joined import join
 from cdl_jax.core.layout import SparseUpdate
+from cdl_jax.core.ragged import row_sizes
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits, tree_spec
 
 PARAMS, MODEL_STATE = "params", "model_state"
@@ -90,12 +92,12 @@ def replace(
 def nothing(update: SparseUpdate, digest: jax.Array, base: jax.Array) -> SparseUpdate:
     """An update of the same form, from `base` to the next version, that changes nothing."""
     past_any_end = [
-        sections.INT32_MAX - at.size + jax.lax.iota(jnp.int32, at.size) for at in update.indices
+        sections.INT32_MAX - k + jax.lax.iota(jnp.int32, k) for k in row_sizes(update.indices)
     ]
     return dataclasses.replace(
         update,
-        indices=tuple(past_any_end),
-        values=tuple(jnp.zeros(v.shape, v.dtype) for v in update.values),
+        indices=join(past_any_end),
+        values=jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), update.values),
         counts=jnp.zeros(update.counts.shape, jnp.int32),
         scales=jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), update.scales),
         base=base,
@@ -236,16 +238,15 @@ def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
         sections.resolved(plan, was, e.values, e.scale)
         for plan, was, e in zip(plans, old, entries, strict=True)
     ]
-    after = [was for was in old if was is not None]
-    written, delta = sections.rewrite(plans, flat.leaves, indices, new, after)
+    written, delta = sections.rewrite(plans, flat.leaves, indices, new, old if scaled else ())
     return flat.rebuild(written), digest + delta
 
 
 def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:
     plans = [sections.make_section(spec, e.places, e.indices.size) for e in entries]
     return SparseUpdate(
-        indices=tuple(e.indices for e in entries),
-        values=tuple(e.values for e in entries),
+        indices=join([e.indices for e in entries]),
+        values=join([e.values for e in entries]),
         counts=sections.counts(plans, [e.indices for e in entries]),
         base=base,
         version=base + jnp.uint32(1),

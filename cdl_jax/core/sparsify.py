@@ -1,6 +1,7 @@
 """Sparsification with error feedback, as optax gradient transformations."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 
 from cdl_jax.core import compress, layout, rounding, sections
+from cdl_jax.core.joined import join, over
+from cdl_jax.core.ragged import Ragged
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits
 
 MARK = "cdl_jax.sparsified"  # names the transform's output in the jaxpr, see core.chain
@@ -27,8 +30,8 @@ class ErrorFeedbackState(NamedTuple):
 
     count: jax.Array  # int32 [], updates emitted
     residual: Any  # the params' structure; float32 for 16-bit leaves
-    indices: tuple[jax.Array, ...]  # per section int32 [k]
-    values: tuple[jax.Array, ...]  # per section [k], new values of the parameters, or int8 levels
+    indices: Sequence[jax.Array]  # Ragged, per section int32 [k]
+    values: Sequence[jax.Array]  # Ragged, per section [k], new values, or int8 levels
     scales: tuple[Any, ...]  # per section float32 [] with levels, else None
     form: Any  # Form
 
@@ -81,10 +84,12 @@ def error_feedback(
         return ErrorFeedbackState(
             count=jnp.zeros((), jnp.int32),
             residual=jax.tree.map(_zero_residual, params),
-            indices=tuple(spare),
-            values=tuple(
-                jnp.zeros(s.size, jnp.int8 if _has_levels(compressor, p) else p.dtype)
-                for s, p in zip(spare, plans, strict=True)
+            indices=join(spare),
+            values=join(
+                [
+                    jnp.zeros(s.size, jnp.int8 if _has_levels(compressor, p) else p.dtype)
+                    for s, p in zip(spare, plans, strict=True)
+                ]
             ),
             scales=tuple(
                 jnp.ones((), jnp.float32) if _has_levels(compressor, p) else None for p in plans
@@ -112,25 +117,17 @@ def error_feedback(
             key=jax.random.fold_in(jax.random.key(seed), state.count),
         )
         residual = dict(zip(members, kept, strict=True))
-        outgoing, moved, values, scales = list(flat_u.leaves), [], [], []
-        olds = sections.read(plans, flat_p.leaves, indices)
-        for plan, at, old, increments in zip(plans, indices, olds, sent, strict=True):
-            if compressor.values != "float32" and set(plan.dtypes) == {"float32"}:
-                out = _narrowed(plan, at, old, increments, residual, compressor.values)
-            else:
-                out = _widest(plan, at, old, increments, residual)
-            moved.append(out.moved)
-            values.append(out.values)
-            scales.append(out.scale)
+        outgoing, olds = list(flat_u.leaves), sections.read(plans, flat_p.leaves, indices)
+        moved, values, scales = _new_values(plans, indices, olds, sent, residual, compressor.values)
         for i, leaf in zip(members, _dense(plans, indices, moved, residual), strict=True):
             outgoing[i] = checkpoint_name(leaf.astype(outgoing[i].dtype), MARK)
         left = [residual.get(i, r) for i, r in enumerate(flat_r.leaves)]
         new_state = ErrorFeedbackState(
             state.count + 1,
             flat_r.rebuild(left),
-            tuple(indices),
-            tuple(values),
-            tuple(scales),
+            indices,
+            values,
+            scales,
             form,
         )
         return flat_u.rebuild(outgoing), new_state
@@ -223,10 +220,36 @@ def _dense(plans, indices, increments, residual: dict[int, jax.Array]) -> list[j
     return sections.write(alone, zeros, indices, increments)
 
 
+def _new_values(
+    plans: list[sections.Section],
+    indices: Ragged,
+    olds: Ragged,
+    sent: Ragged,
+    residual: dict[int, jax.Array],
+    values: rounding.Values,
+) -> tuple[Sequence[jax.Array], Ragged, tuple[Any, ...]]:
+    """What each section moves by, its new values, and their scales."""
+    if values == "float32" and all(_is_exact(plan, residual) for plan in plans):
+        return sent, over(jnp.add, olds, sent), (None,) * len(plans)
+    made = []
+    for plan, at, old, increments in zip(plans, indices, olds, sent, strict=True):
+        if values != "float32" and set(plan.dtypes) == {"float32"}:
+            made.append(_narrowed(plan, at, old, increments, residual, values))
+        else:
+            made.append(_widest(plan, at, old, increments, residual))
+    new, scales, moved = zip(*made, strict=True)
+    return moved, join(new), scales
+
+
+def _is_exact(plan: sections.Section, residual: dict[int, jax.Array]) -> bool:
+    """Whether every leaf is as wide as its residual."""
+    wide = next(residual[i].dtype for i in plan.places)
+    return all(layout.dtype_of(dtype) == wide for dtype in plan.dtypes)
+
+
 def _widest(plan, indices, old, increments, residual) -> rounding.Rounded:
     """New values in the leaves' own dtypes; the residual keeps what 16-bit leaves lose."""
-    wide = next(residual[i].dtype for i in plan.places)
-    if all(layout.dtype_of(dtype) == wide for dtype in plan.dtypes):
+    if _is_exact(plan, residual):
         return rounding.Rounded(old + increments, None, increments)
     values, moved = _round(plan, indices, old, increments)
     _keep(plan, indices, increments - moved, residual)

@@ -149,7 +149,7 @@ def _scales(update: SparseUpdate) -> list[bool]:
 
 
 def _bits(
-    plans: list[sections.Section], update: SparseUpdate, old: list[jax.Array]
+    plans: list[sections.Section], update: SparseUpdate, old: Sequence[jax.Array]
 ) -> list[jax.Array]:
     was_there = old or [None] * len(plans)
     rows = zip(plans, was_there, update.values, update.section_scales(), strict=True)

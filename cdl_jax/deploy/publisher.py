@@ -11,6 +11,7 @@ import numpy as np
 
 from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate, TreeSpec
+from cdl_jax.core.ragged import row_sizes
 from cdl_jax.deploy.log import Manifest, Ownership, UpdateLog
 from cdl_jax.deploy.outbox import FailurePolicy, Outbox
 from cdl_jax.deploy.retention import Retention
@@ -207,8 +208,8 @@ def _check_key(log: UpdateLog, manifest: Manifest, key: "SigningKey | None") -> 
 
 
 def _layout(update: SparseUpdate) -> list[Any]:
-    rows = zip(update.sections, update.indices, update.section_scales(), strict=True)
-    return [[places, int(at.shape[0]), scale is not None] for places, at, scale in rows]
+    rows = zip(update.sections, row_sizes(update.indices), update.section_scales(), strict=True)
+    return [[places, k, scale is not None] for places, k, scale in rows]
 
 
 def _named(deployed: Any) -> tuple[dict[str, np.ndarray], TreeSpec]:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdl_jax.core.joined import room
+from cdl_jax.core.ragged import Ragged, Row, row_sizes, table
 from cdl_jax.native import available
 
 __all__ = ["digest_change", "full_digest", "read_entries", "rewrite_entries", "write_entries"]
@@ -14,34 +16,28 @@ __all__ = ["digest_change", "full_digest", "read_entries", "rewrite_entries", "w
 _Groups = Sequence[Sequence[jax.Array]]
 
 
-def read_entries(
-    groups: _Groups, indices: Sequence[jax.Array], dtypes: Sequence[Any]
-) -> tuple[jax.Array, ...]:
+def read_entries(groups: _Groups, indices: Ragged, dtypes: Sequence[Any]) -> Ragged:
     """Bits of the entries at ascending positions; zero for positions past the end.
 
     Args:
         groups: for each section its leaves, arrays of any shape and of 1 to 8 bytes an entry.
-        indices: for each section int32[k_s], positions in the concatenation of its leaves.
+        indices: for each section a row int32[k_s], positions in the concatenation of its leaves.
         dtypes: for each section the unsigned integers that carry the bits, as wide as its
             widest leaf.
 
     Returns:
-        An array [k_s] of its dtype for each section.
+        A row [k_s] of its dtype for each section.
 
     Raises:
         RuntimeError: the kernels are not built; ask :func:`cdl_jax.native.available` first.
     """
-    results = [
-        jax.ShapeDtypeStruct(at.shape, dtype) for at, dtype in zip(indices, dtypes, strict=True)
-    ]
-    return tuple(_call("read_entries", results, {}, groups)(*_leaves(groups), *indices))
+    results, rows = room(row_sizes(indices), dtypes)
+    call = _call("read_entries", results, {}, groups, indices, rows)
+    return Ragged(tuple(call(*_leaves(groups), *indices.arrays)), rows)
 
 
 def write_entries(
-    groups: _Groups,
-    indices: Sequence[jax.Array],
-    bits: Sequence[jax.Array],
-    after: Sequence[jax.Array] = (),
+    groups: _Groups, indices: Ragged, bits: Ragged, after: Sequence[jax.Array] = ()
 ) -> tuple[jax.Array, ...]:
     """All leaves, in order, with the bits written at the positions of their sections.
 
@@ -51,15 +47,13 @@ def write_entries(
     """
     leaves = _leaves(groups)
     results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    call = _call("write_entries", results, {t: t for t in range(len(leaves))}, groups)
-    return tuple(call(*leaves, *indices, *bits, *after))
+    aliases = {t: t for t in range(len(leaves))}
+    call = _call("write_entries", results, aliases, groups, indices, bits.rows)
+    return tuple(call(*leaves, *indices.arrays, *bits.arrays, *after))
 
 
 def digest_change(
-    groups: _Groups,
-    indices: Sequence[jax.Array],
-    bits: Sequence[jax.Array],
-    seeds: Sequence[np.ndarray],
+    groups: _Groups, indices: Ragged, bits: Ragged, seeds: Sequence[np.ndarray]
 ) -> jax.Array:
     """What :func:`write_entries` would add to the digest, uint32[4]; it writes nothing.
 
@@ -67,14 +61,15 @@ def digest_change(
     those of :func:`write_entries`.
     """
     result = jax.ShapeDtypeStruct((4,), jnp.uint32)
-    call = _call("digest_change", result, {}, groups)
-    return call(*_leaves(groups), *indices, *bits, np.concatenate(seeds, axis=1).T)
+    call = _call("digest_change", result, {}, groups, indices, bits.rows)
+    lanes = np.concatenate(seeds, axis=1).T
+    return call(*_leaves(groups), *indices.arrays, *bits.arrays, lanes)
 
 
 def rewrite_entries(
     groups: _Groups,
-    indices: Sequence[jax.Array],
-    bits: Sequence[jax.Array],
+    indices: Ragged,
+    bits: Ragged,
     seeds: Sequence[np.ndarray],
     after: Sequence[jax.Array] = (),
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
@@ -82,9 +77,10 @@ def rewrite_entries(
     leaves = _leaves(groups)
     results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     results.append(jax.ShapeDtypeStruct((4,), jnp.uint32))
-    call = _call("rewrite_entries", results, {t: t for t in range(len(leaves))}, groups)
-    table = np.concatenate(seeds, axis=1).T
-    *written, change = call(*leaves, *indices, *bits, table, *after)
+    aliases = {t: t for t in range(len(leaves))}
+    call = _call("rewrite_entries", results, aliases, groups, indices, bits.rows)
+    lanes = np.concatenate(seeds, axis=1).T
+    *written, change = call(*leaves, *indices.arrays, *bits.arrays, lanes, *after)
     return tuple(written), change
 
 
@@ -95,7 +91,14 @@ def full_digest(leaves: Sequence[jax.Array], seeds: np.ndarray) -> jax.Array:
     return call(jnp.asarray(seeds), *leaves)
 
 
-def _call(name: str, results: Any, aliases: dict[int, int], groups: _Groups) -> Any:
+def _call(
+    name: str,
+    results: Any,
+    aliases: dict[int, int],
+    groups: _Groups,
+    indices: Ragged,
+    bits: tuple[Row, ...],
+) -> Any:
     if not available():
         raise RuntimeError(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
@@ -103,8 +106,12 @@ def _call(name: str, results: Any, aliases: dict[int, int], groups: _Groups) -> 
     call = jax.ffi.ffi_call(
         f"cdl_jax_{name}", results, input_output_aliases=aliases, vmap_method="sequential"
     )
-    counts = np.array([len(leaves) for leaves in groups], np.int64)
-    return lambda *operands: call(*map(jnp.asarray, operands), leaves=counts)
+    attributes = {
+        "leaves": np.array([len(leaves) for leaves in groups], np.int64),
+        "positions": table(indices.rows),
+        "bits": table(bits),
+    }
+    return lambda *operands: call(*map(jnp.asarray, operands), **attributes)
 
 
 def _leaves(groups: _Groups) -> list[jax.Array]:

@@ -25,25 +25,32 @@ int Width(const ffi::AnyBuffer& buffer) {
   return static_cast<int>(ffi::ByteWidth(buffer.element_type()));
 }
 
-// Operands: the leaves of all sections, then the positions of each, then the handler's own.
-// `leaves` says how many leaves a section has.
+// Operands: the leaves of all sections, then the arrays of their positions, then those of their
+// bits, then the handler's own. `leaves` says how many leaves a section has; `positions` and `bits`
+// say where its rows lie.
 class EntriesCall {
  public:
-  EntriesCall(ffi::RemainingArgs args, ffi::Span<const int64_t> leaves)
-      : args_(args), counts_(leaves) {
+  EntriesCall(ffi::RemainingArgs args, ffi::Span<const int64_t> leaves,
+              ffi::Span<const int64_t> positions, ffi::Span<const int64_t> bits)
+      : args_(args), counts_(leaves), positions_(positions), bits_(bits) {
     for (const int64_t count : counts_) leaves_ += static_cast<size_t>(count);
+    if (positions_.size() != sections() || bits_.size() != sections()) {
+      throw std::invalid_argument("give rows of positions and of bits for each section");
+    }
   }
 
   size_t leaves() const { return leaves_; }
   size_t sections() const { return counts_.size(); }
   ffi::AnyBuffer leaf(size_t t) const { return Get(args_.get<ffi::AnyBuffer>(t)); }
-  ffi::AnyBuffer bits(size_t s) const {
-    return Get(args_.get<ffi::AnyBuffer>(leaves_ + sections() + s));
+  ffi::AnyBuffer bits(size_t array) const {
+    return Get(args_.get<ffi::AnyBuffer>(leaves_ + positions_.arrays() + array));
   }
-  Words seeds() const { return Get(args_.get<Words>(leaves_ + 2 * sections())); }
+  Words seeds() const {
+    return Get(args_.get<Words>(leaves_ + positions_.arrays() + bits_.arrays()));
+  }
 
   // Calls run(section, its first leaf) for all entries, in pieces and on the pool's threads.
-  // `data(t)` is where leaf t lies, `bits(s)` where the values of a section do.
+  // `data(t)` is where leaf t lies, `bits(i)` the i-th array of the sections' values.
   template <typename Data, typename Bits, typename Run>
   void ForEach(ffi::ThreadPool& pool, Data data, Bits bits, Run run) const {
     std::vector<Section> made;
@@ -51,7 +58,7 @@ class EntriesCall {
     std::vector<std::pair<size_t, int64_t>> pieces;
     int64_t entries = 0;
     for (size_t s = 0, first = 0; s < sections(); first += static_cast<size_t>(counts_[s++])) {
-      made.push_back(Make(s, first, data, bits(s)));
+      made.push_back(Make(s, first, data, bits(bits_.array(s))));
       firsts.push_back(first);
       for (int64_t at = 0; at < made[s].count; at += kChunk) pieces.emplace_back(s, at);
       entries += made[s].count;
@@ -77,9 +84,14 @@ class EntriesCall {
  private:
   template <typename Data>
   Section Make(size_t s, size_t first, Data data, ffi::AnyBuffer bits) const {
-    const auto positions = Get(args_.get<Ints>(leaves_ + s));
-    Section section{{}, positions.typed_data(), static_cast<int64_t>(positions.element_count()),
-                    static_cast<char*>(bits.untyped_data()), Width(bits)};
+    const auto positions = Get(args_.get<Ints>(leaves_ + positions_.array(s)));
+    const auto room = static_cast<int64_t>(positions.element_count());
+    const int64_t start = bits_.Start(s, static_cast<int64_t>(bits.element_count()));
+    Section section{{}, positions.typed_data() + positions_.Start(s, room), positions_.count(s),
+                    static_cast<char*>(bits.untyped_data()) + start * Width(bits), Width(bits)};
+    if (bits_.count(s) != section.count) {
+      throw std::invalid_argument("a section has as many bits as positions");
+    }
     int64_t begin = 0;
     for (size_t t = first; t < first + static_cast<size_t>(counts_[s]); ++t) {
       const ffi::AnyBuffer buffer = leaf(t);
@@ -95,16 +107,19 @@ class EntriesCall {
 
   ffi::RemainingArgs args_;
   ffi::Span<const int64_t> counts_;
+  Rows positions_;
+  Rows bits_;
   size_t leaves_ = 0;
 };
 
 ffi::Error Read(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                ffi::Span<const int64_t> leaves) {
+                ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
+                ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves);
+    const EntriesCall call(args, leaves, positions, bits);
     call.ForEach(
         pool, [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); },
-        [&](size_t s) { return *Get(rets.get<ffi::AnyBuffer>(s)); },
+        [&](size_t i) { return *Get(rets.get<ffi::AnyBuffer>(i)); },
         [](const Section& section, size_t) { ReadEntries(section); });
   });
 }
@@ -123,12 +138,13 @@ std::vector<char*> NewLeaves(const EntriesCall& call, ffi::RemainingRets rets) {
 }
 
 ffi::Error Write(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                 ffi::Span<const int64_t> leaves) {
+                 ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
+                 ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves);
+    const EntriesCall call(args, leaves, positions, bits);
     const std::vector<char*> data = NewLeaves(call, rets);
     call.ForEach(
-        pool, [&](size_t t) { return data[t]; }, [&](size_t s) { return call.bits(s); },
+        pool, [&](size_t t) { return data[t]; }, [&](size_t i) { return call.bits(i); },
         [](const Section& section, size_t) { WriteEntries(section); });
   });
 }
@@ -148,14 +164,15 @@ class Lanes {
 };
 
 ffi::Error Change(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Words> out,
-                  ffi::Span<const int64_t> leaves) {
+                  ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
+                  ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves);
+    const EntriesCall call(args, leaves, positions, bits);
     const uint32_t* seeds = call.seeds().typed_data();
     Lanes sum;
     call.ForEach(
         pool, [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); },
-        [&](size_t s) { return call.bits(s); },
+        [&](size_t i) { return call.bits(i); },
         [&](const Section& section, size_t first) {
           uint32_t lanes[kLanes] = {};
           AddChange(section, seeds + kLanes * first, lanes);
@@ -167,14 +184,15 @@ ffi::Error Change(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Wor
 
 // Write and Change at once: each entry's cache line is fetched once. The last result is the sums.
 ffi::Error Rewrite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                   ffi::Span<const int64_t> leaves) {
+                   ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
+                   ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves);
+    const EntriesCall call(args, leaves, positions, bits);
     const std::vector<char*> data = NewLeaves(call, rets);
     const uint32_t* seeds = call.seeds().typed_data();
     Lanes sum;
     call.ForEach(
-        pool, [&](size_t t) { return data[t]; }, [&](size_t s) { return call.bits(s); },
+        pool, [&](size_t t) { return data[t]; }, [&](size_t i) { return call.bits(i); },
         [&](const Section& section, size_t first) {
           uint32_t lanes[kLanes] = {};
           AddChange(section, seeds + kLanes * first, lanes);
@@ -218,25 +236,33 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ReadEntriesCall, Read,
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+                                  .Attr<ffi::Span<const int64_t>>("leaves")
+                                  .Attr<ffi::Span<const int64_t>>("positions")
+                                  .Attr<ffi::Span<const int64_t>>("bits"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(WriteEntriesCall, Write,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+                                  .Attr<ffi::Span<const int64_t>>("leaves")
+                                  .Attr<ffi::Span<const int64_t>>("positions")
+                                  .Attr<ffi::Span<const int64_t>>("bits"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DigestChangeCall, Change,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .Ret<Words>()
-                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+                                  .Attr<ffi::Span<const int64_t>>("leaves")
+                                  .Attr<ffi::Span<const int64_t>>("positions")
+                                  .Attr<ffi::Span<const int64_t>>("bits"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(RewriteEntriesCall, Rewrite,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attr<ffi::Span<const int64_t>>("leaves"));
+                                  .Attr<ffi::Span<const int64_t>>("leaves")
+                                  .Attr<ffi::Span<const int64_t>>("positions")
+                                  .Attr<ffi::Span<const int64_t>>("bits"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     FullDigestCall, Full,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Words>().RemainingArgs().Ret<Words>());

@@ -25,13 +25,13 @@ using Bool = ffi::BufferR0<ffi::PRED>;
 constexpr int64_t kWorthThreads = int64_t{1} << 17;  // entries; below it waking one costs more
 constexpr int64_t kFiniteChunk = int64_t{1} << 18;
 
-// Operands: updates, residuals. Results: indices, sent, residuals. One selection
-// for each tensor, or a single one over all of them: the number of results says which.
+// Operands: updates, residuals. Results: the arrays of the indices, those of what is sent, which
+// lie alike, and the residuals. One selection for each tensor, or a single one over all of them:
+// the number of rows says which.
 class TopKCall {
  public:
-  TopKCall(ffi::RemainingArgs args, ffi::RemainingRets rets)
-      : args_(args), rets_(rets), tensors_(args.size() / 2),
-        selections_((rets.size() - tensors_) / 2) {}
+  TopKCall(ffi::RemainingArgs args, ffi::RemainingRets rets, Rows rows)
+      : args_(args), rets_(rets), rows_(rows), tensors_(args.size() / 2) {}
 
   std::vector<Segment> Segments(size_t first, size_t last) {
     std::vector<Segment> segments;
@@ -39,7 +39,7 @@ class TopKCall {
     for (size_t t = first; t < last; ++t) {
       const auto update = Get(args_.get<Floats>(t));
       const auto old = Get(args_.get<Floats>(tensors_ + t));
-      auto residual = Get(rets_.get<Floats>(2 * selections_ + t));
+      auto residual = Get(rets_.get<Floats>(2 * rows_.arrays() + t));
       const auto size = static_cast<int64_t>(update.element_count());
       segments.push_back(
           {update.typed_data(), old.typed_data(), residual->typed_data(), begin, size});
@@ -55,13 +55,13 @@ class TopKCall {
     }
     const int64_t threads = Threads(pool, entries, kWorthThreads);
     std::deque<Selection> selections;
-    for (size_t s = 0; s < selections_; ++s) {
-      const bool global = selections_ != tensors_;
-      auto indices = Get(rets_.get<Ints>(s));
-      auto sent = Get(rets_.get<Floats>(selections_ + s));
-      selections.emplace_back(Segments(global ? 0 : s, global ? tensors_ : s + 1),
-                              static_cast<int64_t>(indices->element_count()),
-                              indices->typed_data(), sent->typed_data(), threads);
+    for (size_t s = 0; s < rows_.size(); ++s) {
+      const bool global = rows_.size() != tensors_;
+      auto indices = Get(rets_.get<Ints>(rows_.array(s)));
+      auto sent = Get(rets_.get<Floats>(rows_.arrays() + rows_.array(s)));
+      const int64_t start = rows_.Start(s, static_cast<int64_t>(indices->element_count()));
+      selections.emplace_back(Segments(global ? 0 : s, global ? tensors_ : s + 1), rows_.count(s),
+                              indices->typed_data() + start, sent->typed_data() + start, threads);
     }
     RunSelections(pool, threads, selections);
   }
@@ -81,12 +81,13 @@ class TopKCall {
 
   ffi::RemainingArgs args_;
   ffi::RemainingRets rets_;
+  Rows rows_;
   size_t tensors_;
-  size_t selections_;
 };
 
-ffi::Error TopK(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  return Guarded([&] { TopKCall(args, rets).Run(pool); });
+ffi::Error TopK(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                ffi::Span<const int64_t> rows) {
+  return Guarded([&] { TopKCall(args, rets, Rows(rows)).Run(pool); });
 }
 
 // The k entries of a tensor that differ most; `scratch` has room for four tensors. Where the
@@ -104,10 +105,12 @@ void MostChanged(const float* old, const float* now, int64_t size, int64_t k, in
   selection.RunPart(0);
 }
 
-// Operands: old tensors, new ones. Results: the positions of each.
-ffi::Error Changed(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+// Operands: old tensors, new ones. Results: the arrays of their positions.
+ffi::Error Changed(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                   ffi::Span<const int64_t> table) {
   return Guarded([&] {
-    const size_t tensors = rets.size();
+    const Rows rows(table);
+    const size_t tensors = rows.size();
     int64_t entries = 0;
     for (size_t t = 0; t < tensors; ++t) {
       entries += static_cast<int64_t>(Get(args.get<Floats>(t)).element_count());
@@ -118,12 +121,12 @@ ffi::Error Changed(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
       const auto t = static_cast<size_t>(i);
       const auto old = Get(args.get<Floats>(t));
       const auto now = Get(args.get<Floats>(tensors + t));
-      auto indices = Get(rets.get<Ints>(t));
+      auto indices = Get(rets.get<Ints>(rows.array(t)));
+      const int64_t start = rows.Start(t, static_cast<int64_t>(indices->element_count()));
       const auto size = static_cast<int64_t>(old.element_count());
       std::vector<float> scratch(static_cast<size_t>(4 * size));
-      MostChanged(old.typed_data(), now.typed_data(), size,
-                  static_cast<int64_t>(indices->element_count()), indices->typed_data(),
-                  scratch.data());
+      MostChanged(old.typed_data(), now.typed_data(), size, rows.count(t),
+                  indices->typed_data() + start, scratch.data());
     });
   });
 }
@@ -154,10 +157,12 @@ ffi::Error Finite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Boo
 
 XLA_FFI_DEFINE_HANDLER(
     kTopK, TopK,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()
+        .Attr<ffi::Span<const int64_t>>("rows"));
 XLA_FFI_DEFINE_HANDLER(
     kChanged, Changed,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()
+        .Attr<ffi::Span<const int64_t>>("rows"));
 XLA_FFI_DEFINE_HANDLER(
     kFinite, Finite, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<Bool>());
 

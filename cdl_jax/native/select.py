@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdl_jax.core.joined import room
+from cdl_jax.core.ragged import Ragged, table
 from cdl_jax.native import available
 
 __all__ = ["error_feedback_top_k", "most_changed"]
@@ -19,7 +21,7 @@ def error_feedback_top_k(
     ks: tuple[int, ...],
     *,
     global_scope: bool,
-) -> tuple[_Arrays, _Arrays, _Arrays]:
+) -> tuple[Ragged, Ragged, _Arrays]:
     r"""Add, select the k largest magnitudes, send them and keep the rest.
 
     With :math:`acc = update + residual`, one float32 addition an entry with subnormals
@@ -37,9 +39,9 @@ def error_feedback_top_k(
         global_scope: select over the concatenation of all tensors in the order given.
 
     Returns:
-        ``(indices, sent, residuals)``. ``indices``: int32[k_t] flat C-order positions,
+        ``(indices, sent, residuals)``. ``indices``: rows int32[k_t] of flat C-order positions,
         ascending, for each tensor (one int32[k] of positions in the concatenation with
-        ``global_scope``). ``sent``: float32 of the same sizes, ``acc`` at these positions.
+        ``global_scope``). ``sent``: rows float32 of the same sizes, ``acc`` at these positions.
         ``residuals``: ``acc`` with +0.0 at these positions.
 
     Raises:
@@ -54,23 +56,24 @@ def error_feedback_top_k(
     _check_arrays(updates, residuals)
     sizes = [update.size for update in updates]
     _check_ks(ks, [sum(sizes)] if global_scope else sizes)
-    results = [jax.ShapeDtypeStruct((k,), jnp.int32) for k in ks]
-    results += [jax.ShapeDtypeStruct((k,), jnp.float32) for k in ks]
-    results += [jax.ShapeDtypeStruct(residual.shape, jnp.float32) for residual in residuals]
+    positions, rows = room(ks, [jnp.int32] * len(ks))
+    sent, _ = room(ks, [jnp.float32] * len(ks))
+    kept = [jax.ShapeDtypeStruct(residual.shape, jnp.float32) for residual in residuals]
+    few = len(positions)
     call = jax.ffi.ffi_call(
         "cdl_jax_error_feedback_top_k",
-        results,
-        input_output_aliases={len(updates) + t: 2 * len(ks) + t for t in range(len(residuals))},
+        [*positions, *sent, *kept],
+        input_output_aliases={len(updates) + t: 2 * few + t for t in range(len(residuals))},
         vmap_method="sequential",
     )
-    out = tuple(call(*updates, *residuals))
-    return out[: len(ks)], out[len(ks) : 2 * len(ks)], out[2 * len(ks) :]
+    out = tuple(call(*updates, *residuals, rows=table(rows)))
+    return Ragged(out[:few], rows), Ragged(out[few : 2 * few], rows), out[2 * few :]
 
 
 def most_changed(
     olds: Sequence[jax.Array], news: Sequence[jax.Array], ks: tuple[int, ...]
-) -> _Arrays:
-    """Flat positions of the k largest ``|new - old|`` of each tensor, int32[k_t], ascending.
+) -> Ragged:
+    """Flat positions of the k largest ``|new - old|``, a row int32[k_t] a tensor, ascending.
 
     One XLA call for all tensors. Equal bits are no distance, subnormals are zeros, NaN is larger
     than anything, ties go to the lowest position.
@@ -88,9 +91,9 @@ def most_changed(
         )
     _check_arrays(news, olds)
     _check_ks(ks, [old.size for old in olds])
-    results = [jax.ShapeDtypeStruct((k,), jnp.int32) for k in ks]
+    results, rows = room(ks, [jnp.int32] * len(ks))
     call = jax.ffi.ffi_call("cdl_jax_most_changed", results, vmap_method="sequential")
-    return tuple(call(*olds, *news))
+    return Ragged(tuple(call(*olds, *news, rows=table(rows))), rows)
 
 
 def _check_arrays(updates: Sequence[jax.Array], residuals: Sequence[jax.Array]) -> None:

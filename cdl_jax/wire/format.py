@@ -25,6 +25,7 @@ import numpy as np
 import xxhash
 
 from cdl_jax.core.layout import SparseUpdate
+from cdl_jax.core.ragged import on_host
 from cdl_jax.wire.codec import CODES, DTYPES, Piece, decode_body, encode_body
 from cdl_jax.wire.error import SignatureError, WireError
 
@@ -171,12 +172,13 @@ def _exponent(scale: object) -> int | None:
 
 def _pieces(update: SparseUpdate) -> list[Piece]:
     pieces = []
-    columns = (update.sections, update.indices, update.values, update.section_scales())
+    rows = on_host(update.indices), on_host(update.values)
+    columns = (update.sections, *rows, update.section_scales())
     counts = np.asarray(update.counts).tolist()
     for leaves, indices, values, scale, count in zip(*columns, counts, strict=True):
         if count:
-            positions = np.asarray(indices)[:count].astype(np.int32, copy=False)
-            known = _known(np.asarray(values)[:count])
+            positions = indices[:count].astype(np.int32, copy=False)
+            known = _known(values[:count])
             pieces.append(Piece(leaves, positions, known, _exponent(scale)))
     return sorted(pieces, key=lambda p: p.leaves)
 

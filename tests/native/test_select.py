@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cdl_jax.core import ragged
 from cdl_jax.core import select as core
 from cdl_jax.core.select import xla_top_k
 from cdl_jax.native import available
@@ -92,7 +93,9 @@ def test_a_sample_that_misleads_changes_nothing(n, path):
     check([part[0] for part in select([update], [residual], [k])], oracle(update, residual, k))
 
 
-def test_many_tensors_of_many_sizes():
+@pytest.mark.parametrize("large", [50, ragged.LARGE])
+def test_many_tensors_of_many_sizes(large, monkeypatch):
+    monkeypatch.setattr(ragged, "LARGE", large)
     rng = np.random.default_rng(0)
     sizes = np.clip(rng.lognormal(6, 2, 483), 1, 300_000).astype(int).tolist()
     kinds = rng.choice(sorted(INPUTS), len(sizes))
@@ -187,6 +190,21 @@ def test_positions_beyond_int32_are_refused():
 
     with pytest.raises(ValueError, match="int32"):
         jax.eval_shape(trace, jax.ShapeDtypeStruct((2**31 - 1,), jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, 0], "a row is"),
+        ([0, 2, 1], "ends before it begins"),
+        ([0, -1, 3], "begins before its array"),
+        ([0, 0, 4], "ends past its array"),
+    ],
+)
+def test_rows_that_do_not_fit_their_array_are_refused(rows, message):
+    call = jax.ffi.ffi_call("cdl_jax_most_changed", [jax.ShapeDtypeStruct((3,), jnp.int32)])
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(call(jnp.ones(9), jnp.zeros(9), rows=np.array(rows, np.int64)))
 
 
 @settings(max_examples=60, deadline=None)

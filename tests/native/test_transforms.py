@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdl_jax.core.joined import join
 from cdl_jax.native.select import error_feedback_top_k
 
 pytest.importorskip("cdl_jax.native._kernels")
@@ -34,7 +35,7 @@ def scanned(update, residual):
 def conditional(update, residual, use):
     def skip(update, residual):
         del update
-        return (jnp.zeros(K, jnp.int32),), (jnp.zeros(K),), (residual,)
+        return join([jnp.zeros(K, jnp.int32)]), join([jnp.zeros(K)]), (residual,)
 
     return jax.lax.cond(use, step, skip, update, residual)
 
