@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <utility>
@@ -23,6 +24,7 @@ using Ints = ffi::Buffer<ffi::S32>;
 using Bool = ffi::BufferR0<ffi::PRED>;
 
 constexpr int64_t kWorthThreads = int64_t{1} << 17;  // entries; below it waking one costs more
+constexpr int64_t kMostSpare = int64_t{1} << 15;     // entries whose scratch a thread keeps
 constexpr int64_t kFiniteChunk = int64_t{1} << 18;
 
 // Operands: updates, residuals. Results: the arrays of the indices, those of what is sent, which
@@ -73,6 +75,10 @@ class TopKCall {
     for (Selection& selection : selections) {
       for (int64_t i = 0; i < selection.parts(); ++i) parts.emplace_back(&selection, i);
     }
+    // The largest first, so that no thread waits long for another's last one.
+    std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) {
+      return a.first->size() / a.first->parts() > b.first->size() / b.first->parts();
+    });
     ParallelFor(pool, threads, static_cast<int64_t>(parts.size()), [&](int64_t i) {
       const FlushSubnormals flush;
       parts[static_cast<size_t>(i)].first->RunPart(parts[static_cast<size_t>(i)].second);
@@ -124,7 +130,10 @@ ffi::Error Changed(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
       auto indices = Get(rets.get<Ints>(rows.array(t)));
       const int64_t start = rows.Start(t, static_cast<int64_t>(indices->element_count()));
       const auto size = static_cast<int64_t>(old.element_count());
-      std::vector<float> scratch(static_cast<size_t>(4 * size));
+      thread_local std::vector<float> spare;
+      std::vector<float> own;
+      std::vector<float>& scratch = size > kMostSpare ? own : spare;
+      scratch.resize(std::max(scratch.size(), static_cast<size_t>(4 * size)));
       MostChanged(old.typed_data(), now.typed_data(), size, rows.count(t),
                   indices->typed_data() + start, scratch.data());
     });

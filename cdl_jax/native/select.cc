@@ -18,7 +18,11 @@ constexpr int64_t kGroup = 8;                  // neighbours sampled together: o
 constexpr int64_t kSmallestSampled = 512;
 constexpr int kDigit = 11;                     // bits settled by one histogram
 constexpr int64_t kFew = 64;                   // values that are quicker sorted out by themselves
+constexpr int64_t kLeast = int64_t{1} << 13;      // entries that are worth an allocation
+constexpr int64_t kMostSpare = int64_t{1} << 16;  // entries of a thread's room
 constexpr uint32_t kNaN = 0x7f800001u;         // the least magnitude that is none
+
+thread_local Room spare;
 
 // Adding -0.0 changes no bits, so a second scan can read acc back from the residual.
 const float* NegativeZeros() {
@@ -44,7 +48,7 @@ int BitWidth(uint32_t x) {
 template <typename Visit>
 void VisitMagnitudes(const Part* first, const Part* last, Visit visit) {
   for (; first != last; ++first) {
-    const uint32_t* values = first->values.get();
+    const uint32_t* values = first->room.values.get();
     for (int64_t i = 0; i < first->count; ++i) visit(Rank(values[i]));
   }
 }
@@ -100,14 +104,17 @@ Cut FindCut(const Part* first, const Part* last, int64_t k) {
 }  // namespace
 
 void Part::Reserve(int64_t entries) {
-  room = entries;
-  positions.reset(new uint32_t[static_cast<size_t>(entries)]);
-  values.reset(new uint32_t[static_cast<size_t>(entries)]);
+  room = std::exchange(spare, {});
+  if (room.entries >= entries) return;
+  entries = std::max(entries, kLeast);
+  const auto size = static_cast<size_t>(entries);
+  room = {entries, std::unique_ptr<uint32_t[]>(new uint32_t[size]),
+          std::unique_ptr<uint32_t[]>(new uint32_t[size])};
 }
 
 void Part::Release() {
-  positions.reset();
-  values.reset();
+  if (room.entries <= kMostSpare) spare = std::move(room);
+  room = {};
 }
 
 bool Cut::Takes(uint32_t bits) {
@@ -147,8 +154,8 @@ template <typename Keep>
 void Selection::Separate(const Part& part, Cut& cut, Keep keep) {
   const Segment* segment = segments_.data();
   for (int64_t i = 0; i < part.count; ++i) {
-    const uint32_t position = part.positions[i];
-    const uint32_t bits = part.values[i];
+    const uint32_t position = part.room.positions[i];
+    const uint32_t bits = part.room.values[i];
     if (cut.Takes(bits)) {
       keep(position, bits);
       continue;
@@ -176,26 +183,30 @@ int32_t Selection::EstimateLimit() const {
     const int64_t begin = i * stride + Mix(static_cast<uint32_t>(i)) % (stride - kGroup + 1);
     VisitBlocks(begin, begin + kGroup, kGroup, [&](const Segment& s, int64_t at, int64_t n) {
       sample.count += scan(s.update + at, s.old + at, unused.data(), n, kTakeAll, 0,
-                           sample.positions.get() + sample.count,
-                           sample.values.get() + sample.count);
+                           sample.room.positions.get() + sample.count,
+                           sample.room.values.get() + sample.count);
     });
   }
   const double expected = static_cast<double>(sample.count) * k_ / size_;
   const auto rank = static_cast<int64_t>(expected + 8 * std::sqrt(expected) + 8);
-  if (rank >= sample.count) return kTakeAll;
-  return static_cast<int32_t>(Narrow(&sample, &sample + 1, rank, rank / 2 + 4).low) - 1;
+  int32_t limit = kTakeAll;
+  if (rank < sample.count) {
+    limit = static_cast<int32_t>(Narrow(&sample, &sample + 1, rank, rank / 2 + 4).low) - 1;
+  }
+  sample.Release();
+  return limit;
 }
 
 void Selection::Fill(Part& part, bool add) {
   const Scan scan = ActiveScan();
   int64_t position = part.begin;
   VisitBlocks(part.begin, part.end, kBlock, [&](const Segment& s, int64_t at, int64_t n) {
-    if (part.count + n > part.room) Prune(part);
+    if (part.count + n > part.room.entries) Prune(part);
     const float* update = add ? s.update + at : NegativeZeros();
     const float* old = add ? s.old + at : s.residual + at;
     part.count += scan(update, old, s.residual + at, n, part.limit,
-                       static_cast<uint32_t>(position), part.positions.get() + part.count,
-                       part.values.get() + part.count);
+                       static_cast<uint32_t>(position), part.room.positions.get() + part.count,
+                       part.room.values.get() + part.count);
     position += n;
   });
 }
@@ -206,8 +217,8 @@ void Selection::Prune(Part& part) {
   part.limit = static_cast<int32_t>(cut.magnitude);
   int64_t kept = 0;
   Separate(part, cut, [&](uint32_t position, uint32_t bits) {
-    part.positions[kept] = position;
-    part.values[kept++] = bits;
+    part.room.positions[kept] = position;
+    part.room.values[kept++] = bits;
   });
   part.count = kept;
 }

@@ -18,16 +18,23 @@ struct Segment {
   int64_t size;
 };
 
+// Room for entries. A thread keeps what it releases, if that is little, for its next one: a large
+// model has hundreds of selections, and an allocator that must look for room takes longer than
+// most of them.
+struct Room {
+  int64_t entries = 0;
+  std::unique_ptr<uint32_t[]> positions;
+  std::unique_ptr<uint32_t[]> values;
+};
+
 // A range of flat positions scanned by one thread, and the entries of it still in the race,
 // in ascending order. The residual holds +0.0 in the place of each of them.
 struct Part {
   int64_t begin = 0;
   int64_t end = 0;
   int32_t limit = 0;
-  int64_t room = 0;
   int64_t count = 0;
-  std::unique_ptr<uint32_t[]> positions;
-  std::unique_ptr<uint32_t[]> values;
+  Room room;
 
   void Reserve(int64_t entries);
   void Release();
@@ -41,8 +48,8 @@ struct Cut {
 };
 
 // Work is linear in the size whatever the input. Extra memory: for each part, 8 bytes for
-// each of min(part, 4k + 4096) entries, so never more than 8 bytes an entry in all; besides
-// them a sample, 40 * max(sqrt(n), cbrt(k n)) bytes.
+// each of min(part, 4k + 4096) entries, so never more than 8 bytes an entry in all, or 64 KiB;
+// besides them a sample, 40 * max(sqrt(n), cbrt(k n)) bytes. A thread keeps 512 KiB at most.
 class Selection {
  public:
   Selection(std::vector<Segment> segments, int64_t k, int32_t* indices, float* sent,
