@@ -50,7 +50,7 @@ def look(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Chain
     outs = [updates[i] for i in order]
     rows = zip(names, outs, strict=True)
     origins: dict[str, Origin] = {name: _origin(jaxpr, var) for name, var in rows}
-    return Chain(origins, _counts_on(jaxpr, count))
+    return Chain(origins, _one_less(jaxpr, count) is not None)
 
 
 def sparsifier_state(opt_state: Any) -> ErrorFeedbackState:
@@ -117,11 +117,6 @@ def _origin(jaxpr: Any, var: Any) -> Origin:
         return "still" if not np.any(var.val) else "dense"
     producer = _producers(jaxpr).get(var)
     return _eqn_origin(jaxpr, producer, var) if producer is not None else "dense"
-
-
-def _counts_on(jaxpr: Any, var: Any) -> bool:
-    """Whether a variable is one of the inputs plus 1."""
-    return _one_less(jaxpr, var) is not None
 
 
 def _one_less(jaxpr: Any, var: Any) -> Any:
