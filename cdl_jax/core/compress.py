@@ -3,14 +3,13 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from cdl_jax.core import rounding, select
-from cdl_jax.core.joined import join
 from cdl_jax.core.rounding import Values
 
 Scope = Literal["tensor", "global"]
@@ -26,13 +25,13 @@ class Compressor:
       slots: entries to reserve for a tensor (or concatenation) of n entries.
       values: how the new values of float32 leaves are sent, see `top_k`.
       compress: `(updates, residuals, ks, global_scope=, key=)` to
-        `(indices, sent, residuals)`, as in `core.select`.
+        `(indices, sent, residuals)`, as in `core.select`; any sequences of rows.
     """
 
     density: float
     scope: Scope
     slots: Callable[[int], int]
-    compress: Callable[..., select.Selected]
+    compress: Callable[..., tuple[Sequence[jax.Array], Sequence[jax.Array], Sequence[jax.Array]]]
     values: Values = "float32"
 
 
@@ -99,7 +98,7 @@ def quantize(bits: int) -> Compressor:
             _quantize(u, r, levels, k) for u, r, k in zip(updates, residuals, keys, strict=True)
         ]
         indices, sent, kept = zip(*parts, strict=True)
-        return join(indices), join(sent), kept
+        return indices, sent, kept
 
     return Compressor(1.0, "tensor", lambda n: n, compress)
 

@@ -116,6 +116,7 @@ def error_feedback(
             global_scope=global_scope,
             key=jax.random.fold_in(jax.random.key(seed), state.count),
         )
+        indices, sent = join(indices), join(sent)  # a compressor of somebody's own gives tuples
         residual = dict(zip(members, kept, strict=True))
         outgoing, olds = list(flat_u.leaves), sections.read(plans, flat_p.leaves, indices)
         moved, values, scales = _new_values(plans, indices, olds, sent, residual, compressor.values)

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import cdl_jax
-from cdl_jax.core import select
+from cdl_jax.core import compress, select
 from tests.core.helpers import bits, chained, check_indices, sparsifier
 
 SHAPES = {"a": (1,), "b": (7, 3), "c": (200,), "d": (2, 2, 5), "e": ()}
@@ -262,3 +262,19 @@ def test_eight_byte_leaves_follow_their_own_precision():
         expected = (np.arange(10.0) / 3 - np.asarray(grads["a"]))[chosen]
         assert state.values[0].dtype == np.float64
         np.testing.assert_array_equal(state.values[0], expected)
+
+
+def test_a_compressor_of_ones_own_may_give_tuples():
+    def first_entries(updates, residuals, ks, *, global_scope, key):
+        del ks, global_scope, key
+        accs = [(u + r).reshape(-1) for u, r in zip(updates, residuals, strict=True)]
+        at = tuple(jnp.zeros(1, jnp.int32) for _ in accs)
+        return at, tuple(acc[:1] for acc in accs), tuple(acc.at[0].set(0) for acc in accs)
+
+    own = compress.Compressor(0.5, "tensor", lambda n: 1, first_entries)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
+    tx = cdl_jax.error_feedback(own)
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    assert updates["a"].tolist() == [1, 0]
+    assert updates["b"].tolist() == [1, 0, 0]
+    assert [at.tolist() for at in state.indices] == [[0], [0]]
