@@ -160,7 +160,7 @@ def restore_large(options: Options) -> dict[str, Any]:
     like = jax.eval_shape(lambda: deployable(config, untrained(config, data, model)))
     state = jax.block_until_ready(start_from(saved, initial, like, ()).state)
     restored = time.perf_counter()
-    Steps(config, model.loss_fn).warm_up(state, jax.device_put(shapes(config, data)))
+    Steps(config, model).warm_up(state, jax.device_put(shapes(config, data)))
     compiled = time.perf_counter()
     return {
         "MB": round(sum(x.nbytes for x in saved.arrays.values()) / 1e6, 1),

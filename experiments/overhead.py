@@ -3,10 +3,10 @@
 Clocks are put around the parts of the real loop from outside, in a run of their own since they
 take time themselves, a part inside another counting for itself alone; step is the dispatch and the
 wait for the results. The baseline is the same compiled
-programs, the step and the scoring of the new samples, one after another without a loop or a log;
+program, the step with the scoring of the new samples, again and again without a loop or a log;
 the loop pauses for it every 50 versions, since a shared machine's speed changes from one second to
 the next. While a version is scored, counted and published, the next step is on its way, so most of
-the host's work costs no time: `seen` is how much longer the loop takes than its programs beside
+the host's work costs no time: `seen` is how much longer the loop takes than its program beside
 it, `host` all of the host's work, hidden or not. Both in shares of the step. Expected: seen under
 10%.
 
@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from cdl_jax.core.step import deployed
 from cdl_jax.data import load
 from cdl_jax.deploy import publisher
 from cdl_jax.deploy.outbox import Outbox
@@ -44,7 +43,6 @@ from cdl_jax.train.inputs import model_for
 from cdl_jax.train.progress import Bar
 from cdl_jax.train.records import Records
 from cdl_jax.train.scorecard import Scorecard
-from cdl_jax.train.scoring import scorer
 from cdl_jax.train.steps import Steps
 from experiments.bench.timing import median_interval
 from experiments.runs import conditions, save
@@ -142,11 +140,11 @@ def main(options: Options) -> int:
 
 
 class Block(NamedTuple):
-    """Versions of a run, and its programs alone right behind them; seconds."""
+    """Versions of a run, and its program alone right behind them; seconds."""
 
     rows: list[dict[str, float]]  # by part
     step: float
-    programs: float  # the step and the scoring
+    program: float  # the step with the scoring
 
 
 def in_the_loop(
@@ -183,7 +181,7 @@ def summary(clocked: list[Block], blocks: list[Block]) -> dict[str, Any]:
         "parts, ms": {name: round(x, 4) for name, x in parts.items()},
         "total without these clocks, ms": round(total, 4),
         "step alone, ms": round(step, 4),
-        "step and scoring alone, ms": round(_median([block.programs for block in blocks]), 4),
+        "step with scoring alone, ms": round(_median([block.program for block in blocks]), 4),
         "host, ms": round(host, 4),
         "host / step": round(host / step, 4),
         "blocks": len(blocks),
@@ -194,7 +192,7 @@ def summary(clocked: list[Block], blocks: list[Block]) -> dict[str, Any]:
 
 def _seen(block: Block, middle: Callable[[Any], float]) -> float:
     """The mean has what comes now and then: snapshots, digests, checkpoints."""
-    return (middle([row["total"] for row in block.rows]) - block.programs) / block.step
+    return (middle([row["total"] for row in block.rows]) - block.program) / block.step
 
 
 @contextlib.contextmanager
@@ -204,7 +202,7 @@ def clocks(
     places: tuple[tuple[Any, str, str], ...],
 ) -> Iterator[None]:
     """The trainer with clocks around its parts, if any, and a look at it behind each version."""
-    pending, score, finish = taker.Pending, taker.scorer, loop.ContinuousTrainer._finish
+    pending, finish = taker.Pending, loop.ContinuousTrainer._finish
 
     def awaited(trigger: Any, arrived: int, outcome: Any) -> Any:
         return pending(trigger, arrived, clock.around(outcome, "step"))
@@ -218,27 +216,25 @@ def clocks(
             timed = clock.around(getattr(owner, name), part)
             stack.enter_context(mock.patch.object(owner, name, timed))
         if places:
-            scored = lambda *a: clock.around(score(*a), "scoring")
-            stack.enter_context(mock.patch.object(taker, "scorer", scored))
             stack.enter_context(mock.patch.object(taker, "Pending", awaited))
         stack.enter_context(mock.patch.object(loop.ContinuousTrainer, "_finish", finished))
         yield
 
 
 class Bare:
-    """The run's compiled step and scoring, without a loop around them."""
+    """The run's compiled step, with the scoring and without, and no loop around it."""
 
     def __init__(self, config: TrainConfig):
         data = load(config.dataset)
         model = model_for(config, data)
-        self._steps, self._score = Steps(config, model.loss_fn), scorer(model)
+        self._steps = Steps(config, model)
         self._state = deployable(config, untrained(config, data, model))
         self._batch = jax.tree.map(jnp.asarray, shapes(config, data))
         self._new = jax.tree.map(jnp.asarray, data.batch(range(config.trigger)))
-        self._take(scores=True)  # compiles
+        self.times()  # compiles
 
     def times(self) -> tuple[float, float]:
-        """Seconds a version of a few steps alone, and of steps and scorings."""
+        """Seconds a version of a few steps alone, and of steps with scorings."""
         return self._few(scores=False), self._few(scores=True)
 
     def _few(self, *, scores: bool) -> float:
@@ -250,8 +246,9 @@ class Bare:
 
     def _take(self, *, scores: bool) -> None:
         if scores:
-            self._score(deployed(self._state), self._new)
-        self._state, _ = self._steps.take(self._state, self._batch)
+            self._state, _ = self._steps.take(self._state, self._batch, self._new)
+        else:
+            self._state, _ = self._steps.step(self._state, self._batch)
 
 
 def profile(config: TrainConfig, rows: int = 20) -> list[dict[str, Any]]:

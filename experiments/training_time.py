@@ -154,7 +154,7 @@ class Stream:
         chosen = settings("mnist", "full", "lenet5", cell)
         self.cell, self.config = cell, TrainConfig(**chosen, seed=seed).checked()
         self.feed = Feed(self.config, data)
-        self.steps = Steps(self.config, model.loss_fn)
+        self.steps = Steps(self.config, model)
         self.state = deployable(self.config, jax.tree.map(jnp.copy, initial))  # donated
         shape = min(self.config.batch_size, self.config.initial_samples)
         self.steps.warm_up(self.state, data.batch(np.zeros(shape, np.int64)))
@@ -186,7 +186,7 @@ class Stream:
             stop = min(self.position + trigger, self.due)
             arrived = Trigger(self.position, stop, 0.0, 0.0)
             batch = self.feed.batch(arrived, self.version, 0.0, None)
-            self.state, _ = self.steps.take(self.state, batch)
+            self.state, _ = self.steps.step(self.state, batch)
             self.version, self.position = self.version + 1, stop
         jax.block_until_ready(self.state)
 

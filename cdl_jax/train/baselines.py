@@ -12,27 +12,11 @@ from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.step import LossFn, StepInfo, TrainState, deployed
 from cdl_jax.core.tree import tree_spec
 from cdl_jax.train.config import TrainConfig
-from cdl_jax.train.drift import Watch
 from cdl_jax.train.initial import Trained, fit, fit_step
-from cdl_jax.train.strategies import plan
+from cdl_jax.train.strategies import Scorer, Strategy, plan
 
 
-class Baseline:
-    """One program for every trigger, whatever drifts; see `train.steps.Steps`."""
-
-    def __init__(self) -> None:
-        self.tell: Callable[[str], None] = lambda note: None
-
-    def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
-        """The state as the step takes it: as it is."""
-        del watch, version, position
-        return state
-
-    def warm_up(self, state: TrainState, batch: Any) -> None:
-        """Nothing: neither baseline is ever in a hurry."""
-
-
-class Frozen(Baseline):
+class Frozen(Strategy):
     """Versions that change nothing."""
 
     def example(self, state: TrainState, batch: Any) -> SparseUpdate:
@@ -40,27 +24,34 @@ class Frozen(Baseline):
         del batch
         return jax.eval_shape(_stay, state)[1].update
 
-    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
         """The next version."""
         del batch
         state, info = _stay(state)
         return state, lambda: jax.device_get(info)
 
 
-class Retraining(Baseline):
+class Retraining(Strategy):
     """Training from scratch on everything so far, which then replaces the whole model.
 
     Args:
       config: of the run.
       loss_fn: the model's.
+      scorer: see `Strategy`.
       untrained: where each training starts.
 
     References:
       Prapas et al. 2021, section 5.
     """
 
-    def __init__(self, config: TrainConfig, loss_fn: LossFn, untrained: Callable[[], Trained]):
-        super().__init__()
+    def __init__(
+        self,
+        config: TrainConfig,
+        loss_fn: LossFn,
+        scorer: Scorer,
+        untrained: Callable[[], Trained],
+    ):
+        super().__init__(scorer)
         self._config, self._plan, self._untrained = config, plan(config), untrained
         self._step = fit_step(loss_fn, self._plan.optimizer)
 
@@ -69,7 +60,7 @@ class Retraining(Baseline):
         del batch
         return jax.eval_shape(_replaced, state, deployed(state))[1].update
 
-    def take(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
         """One retraining; `batch` holds all samples so far."""
         config, count = self._config, len(jax.tree.leaves(batch)[0])
         steps, done = config.epochs * -(-count // config.batch_size), 0

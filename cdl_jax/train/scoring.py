@@ -14,7 +14,7 @@ from cdl_jax.models import Classifier
 from cdl_jax.train.bundle import bundle
 
 Metrics = Callable[[Any, Any], dict[str, Any]]  # (outputs, batch) -> number[samples] by name
-_AT_ONCE = 500  # samples that are scored by one call, where very many arrive
+AT_ONCE = 1000  # samples that are scored by one call; where more arrive, so many at a time
 
 
 class Scores(NamedTuple):
@@ -25,7 +25,10 @@ class Scores(NamedTuple):
     metrics: dict[str, Any]  # the user's own, number[samples] by name; the non-finite are left out
 
 
-def score_fn(model: Classifier, metrics: Metrics | None = None) -> Callable[[Any, Any], Scores]:
+Score = Callable[[Any, Any], Scores]  # (deployed tree, batch) -> scores
+
+
+def score_fn(model: Classifier, metrics: Metrics | None = None) -> Score:
     """`(deployed tree, batch) -> scores`: whether each sample is right, its loss, and more. Pure.
 
     A model of the user's own says it by `score_fn(outputs, batch) -> (right, loss)`, a
@@ -81,9 +84,9 @@ def scorer(
 
     def in_pieces(tree: Any, batch: Any) -> Callable[[], Scores]:
         count = len(batch[LABEL])
-        if count <= 2 * _AT_ONCE:
+        if count <= AT_ONCE:
             return one_call(tree, batch).open
-        cuts = [(first, min(first + _AT_ONCE, count)) for first in range(0, count, _AT_ONCE)]
+        cuts = [(first, min(first + AT_ONCE, count)) for first in range(0, count, AT_ONCE)]
         parts = [one_call(tree, _part(batch, *cut)) for cut in cuts]
         return lambda: jax.tree.map(lambda *x: np.concatenate(x), *(part.open() for part in parts))
 

@@ -1,13 +1,57 @@
 """The paper's strategies as optax chains and modes of shipping."""
 
+import abc
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
 
 from cdl_jax.core import compress
+from cdl_jax.core.layout import SparseUpdate
 from cdl_jax.core.sparsify import error_feedback
-from cdl_jax.core.step import Update
+from cdl_jax.core.step import StepInfo, TrainState, Update, deployed
 from cdl_jax.train.config import TrainConfig
+from cdl_jax.train.drift import Watch
+from cdl_jax.train.scoring import Scores
+
+Outcome = Callable[[], tuple[Scores, StepInfo]]  # NumPy arrays; waits for the programs
+Scorer = Callable[[Any, Any], Callable[[], Scores]]  # see `scoring.scorer`
+
+
+class Strategy(abc.ABC):
+    """What is done when a trigger is full.
+
+    Attributes:
+      tell: is told of what takes long.
+    """
+
+    def __init__(self, scorer: Scorer):
+        self._scorer = scorer
+        self.tell: Callable[[str], None] = lambda note: None
+
+    @abc.abstractmethod
+    def example(self, state: TrainState, batch: Any) -> SparseUpdate:
+        """The shapes of the updates that the steps will make."""
+
+    @abc.abstractmethod
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepInfo]]:
+        """The next version; what the step tells is waited for when it is asked for."""
+
+    def warm_up(self, state: TrainState, batch: Any, new: Any) -> None:
+        """Compiles what `take` needs for arrays of these shapes; the state stays."""
+        del batch
+        self._scorer(deployed(state), new)
+
+    def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
+        """Chooses the program of the step that makes `version`; the state as it takes it."""
+        del watch, version, position
+        return state
+
+    def take(self, state: TrainState, batch: Any, new: Any) -> tuple[TrainState, Outcome]:
+        """`step` on `batch`, and the scores of the deployed model before it on `new` samples."""
+        scores = self._scorer(deployed(state), new)
+        state, info = self.step(state, batch)
+        return state, lambda: (scores(), info())
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.step import StepInfo, TrainState, deployed
+from cdl_jax.core.step import TrainState, deployed
 from cdl_jax.data.samples import Samples
 from cdl_jax.models import Classifier
 from cdl_jax.train.arrival import Trigger
@@ -19,7 +19,8 @@ from cdl_jax.train.initial import Trained
 from cdl_jax.train.inputs import metrics_for
 from cdl_jax.train.scanned import Positions, Scan
 from cdl_jax.train.scoring import Scores, scorer
-from cdl_jax.train.steps import stepper
+from cdl_jax.train.steps import strategy
+from cdl_jax.train.strategies import Outcome
 
 
 class Pending(NamedTuple):
@@ -27,7 +28,7 @@ class Pending(NamedTuple):
 
     trigger: Trigger
     arrived: int  # of the scored samples; the rest only fill up
-    outcome: Callable[[], tuple[Scores, StepInfo]]  # scores are the deployed model's before it
+    outcome: Outcome  # scores are the deployed model's before it
 
 
 class Taker:
@@ -57,11 +58,11 @@ class Taker:
         stop: Callable[[], int],
     ):
         self.feed = Feed(config, data)
-        self.steps = stepper(config, model.loss_fn, untrained, cluster.replicated)
         self.arriving_most = config.trigger if config.trigger_seconds is None else config.batch_size
         self._config, self._cluster, self._watch, self._stop = config, cluster, watch, stop
         self._shapes = shapes(config, data)
         metrics = metrics_for(config)
+        self.steps = strategy(config, model, untrained, cluster.replicated, metrics)
         self._score = scorer(model, cluster.replicated, metrics)
         self._scan = None
         if config.scan > 1:
@@ -76,10 +77,9 @@ class Taker:
         if self._scan is not None:
             row = (np.zeros(n, np.int64) for n in (self.arriving_most, self._config.batch_size))
             return self._scan.warm_up(state, Positions(*row))
-        sample = self.feed.read(position - 1, position, size=self.arriving_most)
+        new = self.feed.read(position - 1, position, size=self.arriving_most)
         with self._cluster.over():
-            self.steps.warm_up(state, self._cluster.put(self._shapes))
-            self._score(deployed(state), self._cluster.put(sample))
+            self.steps.warm_up(state, self._cluster.put(self._shapes), self._cluster.put(new))
 
     def take(
         self, state: TrainState, some: Sequence[Trigger], version: int
@@ -104,9 +104,8 @@ class Taker:
         batch = self._cluster.put(self.feed.batch(*self._draw(trigger, version)))
         state = self.steps.prepare(state, self._watch, version + 1, trigger.start)
         with self._cluster.over(), jax.transfer_guard_device_to_host("disallow"):
-            scores = self._score(deployed(state), new)
-            state, info = self.steps.take(state, batch)
-        return state, [Pending(trigger, stop - start, lambda: (scores(), info()))]
+            state, outcome = self.steps.take(state, batch, new)
+        return state, [Pending(trigger, stop - start, outcome)]
 
     def _block(
         self, scan: Scan, state: TrainState, some: Sequence[Trigger], version: int

@@ -45,7 +45,7 @@ def test_every_part_of_the_real_loop_is_timed(config, monkeypatch):
     assert [len(block.rows) for block in blocks] == [7, 6]
     rows = [row for block in blocks for row in block.rows]
     assert all(set(overhead.HOST) | {"step"} <= set(row) for row in rows)
-    assert all(block.step > 0 and block.programs > 0 for block in blocks)
+    assert all(block.step > 0 and block.program > 0 for block in blocks)
     without = overhead.in_the_loop(config, bare)
     assert [set(row) for row in without[0].rows] == [{"loop", "total"}] * 7
     found = overhead.summary(blocks, without)
