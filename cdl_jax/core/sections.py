@@ -213,15 +213,22 @@ def _replaced(
 
 def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
     """Slots in use of each section, int32[number of sections]."""
-    indices, out = list(indices), jnp.zeros(len(plans), jnp.int32)
-    for batch in xla_sections.batches(indices):
-        sizes = [indices[s].size for s in batch]
-        # By NumPy: XLA would fold a repeat of constants for seconds.
-        limits = np.repeat(np.array([plans[s].total for s in batch], np.int32), sizes)
-        used = jnp.cumsum(jnp.concatenate([indices[s] for s in batch]) < limits, dtype=jnp.int32)
-        upto = jnp.pad(used, (1, 0))[layout.ends(sizes)]
-        out = out.at[np.array(batch)].set(upto[1:] - upto[:-1])
+    joined, out = join(indices), jnp.zeros(len(plans), jnp.int32)
+    for number, array in enumerate(joined.arrays):
+        here = [s for s, row in enumerate(joined.rows) if row.array == number]
+        starts, stops = np.array([joined.rows[s][1:] for s in here], np.int32).T
+        ends = np.array([plans[s].total for s in here], np.int32)
+        out = out.at[np.array(here)].set(_first_from(array, starts, stops, ends) - starts)
     return out
+
+
+def _first_from(array: jax.Array, low: Any, high: Any, ends: Any) -> Any:
+    """Where each ascending row [low, high) of an array reaches its end; high where it does not."""
+    for _ in range(int((high - low).max()).bit_length()):  # a binary search of all rows at once
+        middle = low + (high - low) // 2
+        below = (middle < high) & (array.at[middle].get(mode="clip") < ends)
+        low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+    return low
 
 
 def _by_platform(in_native: Any, in_xla: Any, *operands: Any) -> Any:
