@@ -25,7 +25,8 @@ class Compressor:
       slots: entries to reserve for a tensor (or concatenation) of n entries.
       values: how the new values of float32 leaves are sent, see `top_k`.
       compress: `(updates, residuals, ks, global_scope=, key=)` to
-        `(indices, sent, residuals)`, as in `core.select`; any sequences of rows.
+        `(indices, sent, residuals)`, as in `core.select`; all but the updates are rows, in any
+        sequences.
     """
 
     density: float
@@ -137,7 +138,7 @@ def _is_number(x: object, kind: type) -> bool:
 
 def _quantize(update, residual, levels: float, key) -> tuple[jax.Array, ...]:
     n, dtype = update.size, update.dtype
-    acc = jax.lax.optimization_barrier((update + residual).reshape(-1))
+    acc = jax.lax.optimization_barrier(update.reshape(-1) + residual)
     step = _power_of_two_above(jnp.max(jnp.abs(acc))) / levels
     exact = jnp.abs(acc) / jnp.where(step > 0, step, 1)
     # The draw is not added: the sum would round, and reach past the last level.
@@ -150,7 +151,7 @@ def _quantize(update, residual, levels: float, key) -> tuple[jax.Array, ...]:
     # Padding is n + slot, so positions stay distinct and ascending past the last entry found.
     indices = (n + order - slot[-1] - 1).at[jnp.where(found, slot, n)].set(order, mode="drop")
     values = jnp.zeros(n, dtype).at[jnp.where(found, slot, n)].set(sent, mode="drop")
-    return indices, values, (acc - sent).reshape(update.shape)
+    return indices, values, acc - sent
 
 
 def _power_of_two_above(x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """`Ragged` rows of JAX arrays, inside programs and out of them."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +37,33 @@ def over(function: Callable[..., jax.Array], *operands: Ragged) -> Ragged:
         raise ValueError("the rows lie differently; join them alike")
     columns = zip(*(each.arrays for each in operands), strict=True)
     return Ragged(tuple(function(*column) for column in columns), first.rows)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class JoinedLeaves(Mapping[str, Any]):
+    """Leaves of a tree by canonical path, each a row in few arrays.
+
+    Attributes:
+      rows: per leaf [size], in the order of the names.
+      names, shapes: of the leaves, static.
+    """
+
+    rows: Ragged
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    shapes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        place = self.names.index(name)
+        return self.rows[place].reshape(self.shapes[place])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def _end_to_end(rows: list[jax.Array]) -> jax.Array:

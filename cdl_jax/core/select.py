@@ -1,10 +1,11 @@
 """Selection of the entries that are sent: one interface, and the XLA form of it.
 
-A selector takes updates and residuals of any shape, adds them once (`acc`), and gives back
+A selector takes updates of any shape and residuals, rows of as many entries, adds them once
+(`acc`), and gives back
 
   indices    rows, per section int32[k], ascending, unique
   sent       rows, per section acc's bits at the indices
-  residuals  per tensor acc with +0.0 at the selected entries, in its own shape
+  residuals  rows, per tensor acc with +0.0 at the selected entries
 
 so that sent and residuals partition acc by bits. Indices count in C order. Exactly k entries are
 selected, ties go to the lowest index, and the result is the same from every implementation.
@@ -25,7 +26,7 @@ from cdl_jax.native import available
 WORTH_A_THRESHOLD = 1 << 16  # entries; below it a GPU sorts them as fast
 
 Arrays = tuple[jax.Array, ...]
-Selected = tuple[Ragged, Ragged, Arrays]
+Selected = tuple[Ragged, Ragged, Ragged]
 
 
 def error_feedback_top_k(
@@ -38,7 +39,8 @@ def error_feedback_top_k(
     """Adds, selects the k largest magnitudes, and splits acc into sent and residual.
 
     Args:
-      updates, residuals: float arrays, of one dtype, the same shapes.
+      updates: float arrays, of one dtype.
+      residuals: rows of the same sizes and dtype.
       ks: entries to select per tensor; a single one in global scope.
       global_scope: select over the concatenation.
 
@@ -47,15 +49,15 @@ def error_feedback_top_k(
       kernel of `cdl_jax.native` where that was built.
     """
 
-    def in_xla(updates: Arrays, residuals: Arrays) -> Selected:
+    def in_xla(updates: Arrays, residuals: Ragged) -> Selected:
         return xla_top_k(updates, residuals, ks, global_scope=global_scope)
 
-    def in_native(updates: Arrays, residuals: Arrays) -> Selected:
+    def in_native(updates: Arrays, residuals: Ragged) -> Selected:
         from cdl_jax.native import select as native
 
         return native.error_feedback_top_k(updates, residuals, ks, global_scope=global_scope)
 
-    operands = tuple(updates), tuple(residuals)
+    operands = tuple(updates), join(residuals)
     if all(u.dtype == jnp.float32 for u in updates) and available():
         return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
     return in_xla(*operands)
@@ -107,7 +109,7 @@ def xla_top_k(
     """`error_feedback_top_k` by XLA's own operations, for any backend and float."""
     accs = _accumulate(updates, residuals)
     pick = _largest(_scoped(accs, global_scope), ks)
-    return split(accs, pick, [u.shape for u in updates], global_scope=global_scope)
+    return split(accs, pick, global_scope=global_scope)
 
 
 def _largest(accs: Sequence[jax.Array], ks: tuple[int, ...]) -> list[jax.Array]:
@@ -154,7 +156,7 @@ def error_feedback_random_k(
         random_positions(jax.random.fold_in(key, t), acc.size, k)
         for t, (acc, k) in enumerate(zip(_scoped(accs, global_scope), ks, strict=True))
     ]
-    return split(accs, pick, [u.shape for u in updates], global_scope=global_scope)
+    return split(accs, pick, global_scope=global_scope)
 
 
 def random_positions(key: jax.Array, n: int, k: int) -> jax.Array:
@@ -186,7 +188,6 @@ def random_positions(key: jax.Array, n: int, k: int) -> jax.Array:
 def split(
     accs: Sequence[jax.Array],
     pick: Sequence[jax.Array],
-    shapes: Sequence[tuple[int, ...]],
     *,
     global_scope: bool,
 ) -> Selected:
@@ -194,11 +195,11 @@ def split(
     offsets = ends([acc.size for acc in accs])
     sent = [acc[at] for acc, at in zip(_scoped(accs, global_scope), pick, strict=True)]
     kept = []
-    for t, (acc, shape) in enumerate(zip(accs, shapes, strict=True)):
+    for t, acc in enumerate(accs):
         own = pick[0] - int(offsets[t]) if global_scope else pick[t]
         own = jnp.where((own >= 0) & (own < acc.size), own, acc.size)
-        kept.append(acc.at[own].set(0, mode="drop").reshape(shape))
-    return join(pick), join(sent), tuple(kept)
+        kept.append(acc.at[own].set(0, mode="drop"))
+    return join(pick), join(sent), join(kept)
 
 
 def _scoped(accs: Sequence[jax.Array], global_scope: bool) -> Sequence[jax.Array]:
@@ -210,5 +211,5 @@ def _accumulate(
 ) -> tuple[jax.Array, ...]:
     # The barrier keeps acc one value: recomputed inside two fusions, of which one contracts a
     # scale and this add into an FMA, sent and residual would come from different roundings.
-    accs = tuple((u + r).reshape(-1) for u, r in zip(updates, residuals, strict=True))
+    accs = tuple(u.reshape(-1) + r for u, r in zip(updates, residuals, strict=True))
     return jax.lax.optimization_barrier(accs)

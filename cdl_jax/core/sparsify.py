@@ -10,7 +10,7 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 
 from cdl_jax.core import compress, layout, rounding, sections
-from cdl_jax.core.joined import join, over
+from cdl_jax.core.joined import JoinedLeaves, join, over, room
 from cdl_jax.core.ragged import Ragged
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits
 
@@ -29,7 +29,7 @@ class ErrorFeedbackState(NamedTuple):
     """State of `error_feedback`: the residual, and what the last step selected."""
 
     count: jax.Array  # int32 [], updates emitted
-    residual: Any  # the params' structure; float32 for 16-bit leaves
+    residual: JoinedLeaves  # of the floating leaves by path; float32 for 16-bit ones
     indices: Sequence[jax.Array]  # Ragged, per section int32 [k]
     values: Sequence[jax.Array]  # Ragged, per section [k], new values, or int8 levels
     scales: tuple[Any, ...]  # per section float32 [] with levels, else None
@@ -83,7 +83,7 @@ def error_feedback(
         spare = [_spare(compressor, plan) for plan in plans]
         return ErrorFeedbackState(
             count=jnp.zeros((), jnp.int32),
-            residual=jax.tree.map(_zero_residual, params),
+            residual=_no_residual(params, plans),
             indices=join(spare),
             values=join(
                 [
@@ -102,35 +102,36 @@ def error_feedback(
             raise ValueError(
                 "error_feedback needs the params: call tx.update(grads, state, params)"
             )
-        flat_u, flat_p, flat_r = flatten(updates), flatten(params), flatten(state.residual)
+        flat_u, flat_p, old = flatten(updates), flatten(params), state.residual.rows
         _check_structure(flat_u, flat_p)
         plans = _plans(params, compressor)
         if not plans:
             return updates, state._replace(count=state.count + 1)
         members = [i for plan in plans for i in plan.places]
-        accumulate = [flat_u.leaves[i].astype(flat_r.leaves[i].dtype) for i in members]
+        wide = {i: _residual_dtype(flat_p.leaves[i]) for i in members}
         indices, sent, kept = compressor.compress(
-            accumulate,
-            [flat_r.leaves[i] for i in members],
+            [flat_u.leaves[i].astype(wide[i]) for i in members],
+            old,
             tuple(compressor.slots(plan.total) for plan in plans),
             global_scope=global_scope,
             key=jax.random.fold_in(jax.random.key(seed), state.count),
         )
-        indices, sent = join(indices), join(sent)  # a compressor of somebody's own gives tuples
-        residual = dict(zip(members, kept, strict=True))
+        # A compressor of somebody's own gives tuples.
+        indices, sent, kept = join(indices), join(sent), join(kept)
         outgoing, olds = list(flat_u.leaves), sections.read(plans, flat_p.leaves, indices)
-        moved, values, scales = _new_values(plans, indices, olds, sent, residual, compressor.values)
-        for i, leaf in zip(members, _dense(plans, indices, moved, residual), strict=True):
+        if compressor.values == "float32" and all(_is_exact(plan, wide) for plan in plans):
+            moved, values, scales = sent, over(jnp.add, olds, sent), (None,) * len(plans)
+        else:
+            residual = dict(zip(members, kept, strict=True))
+            moved, values, scales = _new_values(
+                plans, indices, olds, sent, residual, compressor.values
+            )
+            kept = join([residual[i] for i in members])
+        zeros = [jnp.zeros(flat_u.leaves[i].shape, wide[i]) for i in members]
+        for i, leaf in zip(members, _dense(plans, indices, moved, zeros), strict=True):
             outgoing[i] = checkpoint_name(leaf.astype(outgoing[i].dtype), MARK)
-        left = [residual.get(i, r) for i, r in enumerate(flat_r.leaves)]
-        new_state = ErrorFeedbackState(
-            state.count + 1,
-            flat_r.rebuild(left),
-            indices,
-            values,
-            scales,
-            form,
-        )
+        residual = dataclasses.replace(state.residual, rows=kept)
+        new_state = ErrorFeedbackState(state.count + 1, residual, indices, values, scales, form)
         return flat_u.rebuild(outgoing), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -161,11 +162,7 @@ def sparsify_top_k(
 def state_sections(state: ErrorFeedbackState, spec: layout.TreeSpec, root: str) -> list[tuple]:
     """The sections of a sparsifier's selection, as places in the sorted leaves of `spec`."""
     names = [leaf.name for leaf in spec.leaves]
-    covered = [
-        names.index(layout.join(root, name))
-        for name, leaf in zip(*flatten(state.residual)[:2], strict=True)
-        if leaf.size
-    ]
+    covered = [names.index(layout.join(root, name)) for name in state.residual]
     if len(state.indices) == len(covered):
         return [(place,) for place in covered]
     return [tuple(covered)]
@@ -210,14 +207,13 @@ def _has_levels(compressor: compress.Compressor, plan: sections.Section) -> bool
     return compressor.values in rounding.BITS and set(plan.dtypes) == {"float32"}
 
 
-def _dense(plans, indices, increments, residual: dict[int, jax.Array]) -> list[jax.Array]:
+def _dense(plans, indices, increments, zeros: list[jax.Array]) -> list[jax.Array]:
     """The increments as dense leaves, in the order of the plans: zeros but at the indices."""
     firsts = layout.ends([len(plan.places) for plan in plans]).tolist()
     alone = [
-        _alone(plan, residual[plan.places[0]].dtype, first)
+        _alone(plan, zeros[first].dtype, first)
         for plan, first in zip(plans, firsts[:-1], strict=True)
     ]
-    zeros = [jnp.zeros_like(residual[i]) for plan in plans for i in plan.places]
     return sections.write(alone, zeros, indices, increments)
 
 
@@ -229,9 +225,7 @@ def _new_values(
     residual: dict[int, jax.Array],
     values: rounding.Values,
 ) -> tuple[Sequence[jax.Array], Ragged, tuple[Any, ...]]:
-    """What each section moves by, its new values, and their scales."""
-    if values == "float32" and all(_is_exact(plan, residual) for plan in plans):
-        return sent, over(jnp.add, olds, sent), (None,) * len(plans)
+    """What each section moves by, its new values, and their scales; what they lose is kept."""
     made = []
     for plan, at, old, increments in zip(plans, indices, olds, sent, strict=True):
         if values != "float32" and set(plan.dtypes) == {"float32"}:
@@ -242,15 +236,14 @@ def _new_values(
     return moved, join(new), scales
 
 
-def _is_exact(plan: sections.Section, residual: dict[int, jax.Array]) -> bool:
+def _is_exact(plan: sections.Section, wide: dict[int, Any]) -> bool:
     """Whether every leaf is as wide as its residual."""
-    wide = next(residual[i].dtype for i in plan.places)
-    return all(layout.dtype_of(dtype) == wide for dtype in plan.dtypes)
+    return all(layout.dtype_of(d) == wide[i] for i, d in zip(plan.places, plan.dtypes, strict=True))
 
 
 def _widest(plan, indices, old, increments, residual) -> rounding.Rounded:
     """New values in the leaves' own dtypes; the residual keeps what 16-bit leaves lose."""
-    if _is_exact(plan, residual):
+    if _is_exact(plan, {i: residual[i].dtype for i in plan.places}):
         return rounding.Rounded(old + increments, None, increments)
     values, moved = _round(plan, indices, old, increments)
     _keep(plan, indices, increments - moved, residual)
@@ -300,10 +293,14 @@ def _alone(plan: sections.Section, dtype: Any, first: int = 0) -> sections.Secti
     return sections.Section(places, plan.sizes, plan.seeds, (dtype.name,) * count)
 
 
-def _zero_residual(leaf: Any) -> jax.Array:
-    if not is_trainable(leaf):
-        return jnp.zeros(0, jnp.float32)
-    return jnp.zeros(leaf.shape, _residual_dtype(leaf))
+def _no_residual(params: Any, plans: list[sections.Section]) -> JoinedLeaves:
+    """Zeros for all leaves of the plans."""
+    flat, members = flatten(params), [i for plan in plans for i in plan.places]
+    leaves = [flat.leaves[i] for i in members]
+    shapes, rows = room([x.size for x in leaves], [_residual_dtype(x) for x in leaves])
+    zeros = Ragged(tuple(jnp.zeros(x.shape, x.dtype) for x in shapes), rows)
+    names = tuple(flat.names[i] for i in members)
+    return JoinedLeaves(zeros, names, tuple(x.shape for x in leaves))
 
 
 def _residual_dtype(leaf: Any) -> Any:

@@ -27,24 +27,28 @@ constexpr int64_t kWorthThreads = int64_t{1} << 17;  // entries; below it waking
 constexpr int64_t kMostSpare = int64_t{1} << 15;     // entries whose scratch a thread keeps
 constexpr int64_t kFiniteChunk = int64_t{1} << 18;
 
-// Operands: updates, residuals. Results: the arrays of the indices, those of what is sent, which
-// lie alike, and the residuals. One selection for each tensor, or a single one over all of them:
-// the number of rows says which.
+// Operands: updates, the arrays of the residuals. Results: the arrays of the indices, those of what
+// is sent, which lie alike, and those of the residuals. One selection for each tensor, or a single
+// one over all of them: the number of rows says which.
 class TopKCall {
  public:
-  TopKCall(ffi::RemainingArgs args, ffi::RemainingRets rets, Rows rows)
-      : args_(args), rets_(rets), rows_(rows), tensors_(args.size() / 2) {}
+  TopKCall(ffi::RemainingArgs args, ffi::RemainingRets rets, Rows rows, Rows residuals)
+      : args_(args), rets_(rets), rows_(rows), residuals_(residuals), tensors_(residuals.size()) {}
 
   std::vector<Segment> Segments(size_t first, size_t last) {
     std::vector<Segment> segments;
     int64_t begin = 0;
     for (size_t t = first; t < last; ++t) {
       const auto update = Get(args_.get<Floats>(t));
-      const auto old = Get(args_.get<Floats>(tensors_ + t));
-      auto residual = Get(rets_.get<Floats>(2 * rows_.arrays() + t));
+      const auto old = Get(args_.get<Floats>(tensors_ + residuals_.array(t)));
+      auto residual = Get(rets_.get<Floats>(2 * rows_.arrays() + residuals_.array(t)));
       const auto size = static_cast<int64_t>(update.element_count());
-      segments.push_back(
-          {update.typed_data(), old.typed_data(), residual->typed_data(), begin, size});
+      const int64_t room = static_cast<int64_t>(
+          std::min(old.element_count(), residual->element_count()));
+      const int64_t start = residuals_.Start(t, room);
+      if (residuals_.count(t) != size) throw std::invalid_argument("a residual of another size");
+      segments.push_back({update.typed_data(), old.typed_data() + start,
+                          residual->typed_data() + start, begin, size});
       begin += size;
     }
     return segments;
@@ -88,12 +92,13 @@ class TopKCall {
   ffi::RemainingArgs args_;
   ffi::RemainingRets rets_;
   Rows rows_;
+  Rows residuals_;
   size_t tensors_;
 };
 
 ffi::Error TopK(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                ffi::Span<const int64_t> rows) {
-  return Guarded([&] { TopKCall(args, rets, Rows(rows)).Run(pool); });
+                ffi::Span<const int64_t> rows, ffi::Span<const int64_t> residuals) {
+  return Guarded([&] { TopKCall(args, rets, Rows(rows), Rows(residuals)).Run(pool); });
 }
 
 // The k entries of a tensor that differ most; `scratch` has room for four tensors. Where the
@@ -167,7 +172,8 @@ ffi::Error Finite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Boo
 XLA_FFI_DEFINE_HANDLER(
     kTopK, TopK,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()
-        .Attr<ffi::Span<const int64_t>>("rows"));
+        .Attr<ffi::Span<const int64_t>>("rows")
+        .Attr<ffi::Span<const int64_t>>("residuals"));
 XLA_FFI_DEFINE_HANDLER(
     kChanged, Changed,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()

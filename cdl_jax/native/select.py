@@ -1,18 +1,18 @@
 """Error feedback and exact top-k selection in one pass over memory, on the CPU."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax.core.joined import room
-from cdl_jax.core.ragged import Ragged, table
+from cdl_jax.core.joined import join, room
+from cdl_jax.core.ragged import Ragged, row_sizes, table
 from cdl_jax.native import available
 
 __all__ = ["error_feedback_top_k", "most_changed"]
-
-_Arrays = tuple[jax.Array, ...]
 
 
 def error_feedback_top_k(
@@ -21,19 +21,19 @@ def error_feedback_top_k(
     ks: tuple[int, ...],
     *,
     global_scope: bool,
-) -> tuple[Ragged, Ragged, _Arrays]:
+) -> tuple[Ragged, Ragged, Ragged]:
     r"""Add, select the k largest magnitudes, send them and keep the rest.
 
     With :math:`acc = update + residual`, one float32 addition an entry with subnormals
     flushed to zero, sent and residual partition ``acc`` by bits: each entry is in exactly one
     of them and +0.0 in the other. Ties go to the lowest flat position.
 
-    One XLA call for all tensors, whatever their number. The residuals are updated in place
-    where their buffers may be reused (donated, or carried by a loop).
+    One XLA call for all tensors, whatever their number. The residuals' arrays are updated in
+    place where their buffers may be reused (donated, or carried by a loop).
 
     Args:
         updates: float32 arrays of any shape, n_t entries each.
-        residuals: float32 arrays of the same shapes.
+        residuals: rows float32[n_t].
         ks: how many entries to select, one number a tensor; a single one for all tensors
             together with ``global_scope``.
         global_scope: select over the concatenation of all tensors in the order given.
@@ -42,7 +42,7 @@ def error_feedback_top_k(
         ``(indices, sent, residuals)``. ``indices``: rows int32[k_t] of flat C-order positions,
         ascending, for each tensor (one int32[k] of positions in the concatenation with
         ``global_scope``). ``sent``: rows float32 of the same sizes, ``acc`` at these positions.
-        ``residuals``: ``acc`` with +0.0 at these positions.
+        ``residuals``: rows, ``acc`` with +0.0 at these positions.
 
     Raises:
         ValueError: shapes or dtypes that do not match, a k outside 0..n, or too many entries
@@ -53,21 +53,23 @@ def error_feedback_top_k(
         raise RuntimeError(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
         )
-    _check_arrays(updates, residuals)
+    old = join(residuals)
+    _check_pairs(updates, [(size,) for size in row_sizes(old)], _dtypes(old))
     sizes = [update.size for update in updates]
     _check_ks(ks, [sum(sizes)] if global_scope else sizes)
     positions, rows = room(ks, [jnp.int32] * len(ks))
     sent, _ = room(ks, [jnp.float32] * len(ks))
-    kept = [jax.ShapeDtypeStruct(residual.shape, jnp.float32) for residual in residuals]
+    kept = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in old.arrays]
     few = len(positions)
     call = jax.ffi.ffi_call(
         "cdl_jax_error_feedback_top_k",
         [*positions, *sent, *kept],
-        input_output_aliases={len(updates) + t: 2 * few + t for t in range(len(residuals))},
+        input_output_aliases={len(updates) + a: 2 * few + a for a in range(len(kept))},
         vmap_method="sequential",
     )
-    out = tuple(call(*updates, *residuals, rows=table(rows)))
-    return Ragged(out[:few], rows), Ragged(out[few : 2 * few], rows), out[2 * few :]
+    out = tuple(call(*updates, *old.arrays, rows=table(rows), residuals=table(old.rows)))
+    positions, sent, kept = out[:few], out[few : 2 * few], out[2 * few :]
+    return Ragged(positions, rows), Ragged(sent, rows), Ragged(kept, old.rows)
 
 
 def most_changed(
@@ -89,22 +91,29 @@ def most_changed(
         raise RuntimeError(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
         )
-    _check_arrays(news, olds)
+    _check_pairs(news, [old.shape for old in olds], [old.dtype for old in olds])
     _check_ks(ks, [old.size for old in olds])
     results, rows = room(ks, [jnp.int32] * len(ks))
     call = jax.ffi.ffi_call("cdl_jax_most_changed", results, vmap_method="sequential")
     return Ragged(tuple(call(*olds, *news, rows=table(rows))), rows)
 
 
-def _check_arrays(updates: Sequence[jax.Array], residuals: Sequence[jax.Array]) -> None:
-    if len(updates) != len(residuals):
-        raise ValueError(f"{len(updates)} updates but {len(residuals)} residuals")
-    for t, (update, residual) in enumerate(zip(updates, residuals, strict=True)):
-        if update.shape != residual.shape:
-            raise ValueError(f"tensor {t}: update {update.shape}, residual {residual.shape}")
-        if update.dtype != jnp.float32 or residual.dtype != jnp.float32:
+def _dtypes(rows: Ragged) -> list[Any]:
+    return [rows.arrays[row.array].dtype for row in rows.rows]
+
+
+def _check_pairs(
+    updates: Sequence[jax.Array], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]
+) -> None:
+    """Of the updates and of the residuals, arrays or rows, that belong to them."""
+    if len(updates) != len(shapes):
+        raise ValueError(f"{len(updates)} updates but {len(shapes)} residuals")
+    for t, (update, shape, dtype) in enumerate(zip(updates, shapes, dtypes, strict=True)):
+        if update.size != math.prod(shape):
+            raise ValueError(f"tensor {t}: update {update.shape}, residual {shape}")
+        if update.dtype != jnp.float32 or dtype != jnp.float32:
             raise ValueError(
-                f"tensor {t}: update is {update.dtype}, residual {residual.dtype}; "
+                f"tensor {t}: update is {update.dtype}, residual {dtype}; "
                 "both must be float32 (cast the update)"
             )
 

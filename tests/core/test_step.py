@@ -227,7 +227,7 @@ def test_narrow_parameters_conserve_mass_inside_the_step(dtype, scope, rate):
     for batch in batches(60):
         state, _ = step(state, None, batch)
     _, total, feedback = state.opt_state
-    residual, proposed = feedback.residual["hidden"]["w"], wide(total["hidden"]["w"])
+    residual, proposed = feedback.residual["hidden/w"], wide(total["hidden"]["w"])
     applied = wide(state.params["hidden"]["w"]) - wide(first["hidden"]["w"])
     assert (
         np.abs(applied + wide(residual) - proposed).max() < 60 * 2.0**-23 * np.abs(proposed).max()

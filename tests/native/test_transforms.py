@@ -35,7 +35,7 @@ def scanned(update, residual):
 def conditional(update, residual, use):
     def skip(update, residual):
         del update
-        return join([jnp.zeros(K, jnp.int32)]), join([jnp.zeros(K)]), (residual,)
+        return join([jnp.zeros(K, jnp.int32)]), join([jnp.zeros(K)]), join([residual])
 
     return jax.lax.cond(use, step, skip, update, residual)
 
