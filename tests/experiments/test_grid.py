@@ -237,11 +237,11 @@ def test_other_initial_weights_have_results_of_their_own(whole, tmp_path, monkey
 
 
 def test_a_killed_full_retraining_goes_on_behind_its_last_version(monkeypatch):
-    taken, take = [], baselines.Retraining.take
+    taken, step = [], baselines.Retraining.step
 
     def counted(self, state, batch):
         taken.append(len(jax.tree.leaves(batch)[0]))
-        return take(self, state, batch)
+        return step(self, state, batch)
 
     class KilledError(BaseException):
         pass
@@ -255,7 +255,7 @@ def test_a_killed_full_retraining_goes_on_behind_its_last_version(monkeypatch):
 
     monkeypatch.setattr(grid, "cells", lambda dataset: [cells.full_retraining()])
     monkeypatch.setitem(cells.PROFILES, ("digits", "quick"), {**SHAPE, "limit": 5 * 128})
-    monkeypatch.setattr(baselines.Retraining, "take", counted)
+    monkeypatch.setattr(baselines.Retraining, "step", counted)
     with monkeypatch.context() as patch:
         patch.setattr(loop.ContinuousTrainer, "_finish", killed)
         with pytest.raises(KilledError):

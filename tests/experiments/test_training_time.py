@@ -47,7 +47,7 @@ def stream(trigger):
     out.config = types.SimpleNamespace(trigger=trigger)
     out.feed = types.SimpleNamespace(batch=lambda arrived, *_: arrived)
     out.steps = types.SimpleNamespace(
-        take=lambda state, arrived: (taken.append((arrived.start, arrived.stop)), None)
+        step=lambda state, arrived: (taken.append((arrived.start, arrived.stop)), None)
     )
     out.state, out.seconds, out.version, out.position, out.due = None, 0.0, 0, 10_000, 10_000
     return out, taken
