@@ -15,6 +15,9 @@ def join(rows: Sequence[jax.Array]) -> Ragged:
     """Rows [k] as `arrange` lays them. Of slices of joined rows XLA makes no copy."""
     if isinstance(rows, Ragged):
         return rows
+    for row in rows:
+        if row.ndim != 1:
+            raise ValueError(f"a row has the shape {row.shape}; flatten it")
     where, members = arrange([row.size for row in rows], [row.dtype for row in rows])
     return Ragged(tuple(_end_to_end([rows[i] for i in each]) for each in members), where)
 

@@ -1,6 +1,5 @@
 """Error feedback and exact top-k selection in one pass over memory, on the CPU."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core.joined import join, room
-from cdl_jax.core.ragged import Ragged, row_sizes, table
+from cdl_jax.core.ragged import Ragged, table
 from cdl_jax.native import available
 
 __all__ = ["error_feedback_top_k", "most_changed"]
@@ -54,7 +53,8 @@ def error_feedback_top_k(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
         )
     old = join(residuals)
-    _check_pairs(updates, [(size,) for size in row_sizes(old)], _dtypes(old))
+    flat = [jax.ShapeDtypeStruct((update.size,), update.dtype) for update in updates]
+    _check_pairs(flat, _row_shapes(old))
     sizes = [update.size for update in updates]
     _check_ks(ks, [sum(sizes)] if global_scope else sizes)
     positions, rows = room(ks, [jnp.int32] * len(ks))
@@ -91,29 +91,30 @@ def most_changed(
         raise RuntimeError(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
         )
-    _check_pairs(news, [old.shape for old in olds], [old.dtype for old in olds])
+    _check_pairs(news, olds)
     _check_ks(ks, [old.size for old in olds])
     results, rows = room(ks, [jnp.int32] * len(ks))
     call = jax.ffi.ffi_call("cdl_jax_most_changed", results, vmap_method="sequential")
     return Ragged(tuple(call(*olds, *news, rows=table(rows))), rows)
 
 
-def _dtypes(rows: Ragged) -> list[Any]:
-    return [rows.arrays[row.array].dtype for row in rows.rows]
+def _row_shapes(rows: Ragged) -> list[jax.ShapeDtypeStruct]:
+    return [
+        jax.ShapeDtypeStruct((row.stop - row.start,), rows.arrays[row.array].dtype)
+        for row in rows.rows
+    ]
 
 
-def _check_pairs(
-    updates: Sequence[jax.Array], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]
-) -> None:
-    """Of the updates and of the residuals, arrays or rows, that belong to them."""
-    if len(updates) != len(shapes):
-        raise ValueError(f"{len(updates)} updates but {len(shapes)} residuals")
-    for t, (update, shape, dtype) in enumerate(zip(updates, shapes, dtypes, strict=True)):
-        if update.size != math.prod(shape):
-            raise ValueError(f"tensor {t}: update {update.shape}, residual {shape}")
-        if update.dtype != jnp.float32 or dtype != jnp.float32:
+def _check_pairs(updates: Sequence[Any], residuals: Sequence[Any]) -> None:
+    """Shapes and dtypes of what belongs together."""
+    if len(updates) != len(residuals):
+        raise ValueError(f"{len(updates)} updates but {len(residuals)} residuals")
+    for t, (update, residual) in enumerate(zip(updates, residuals, strict=True)):
+        if update.shape != residual.shape:
+            raise ValueError(f"tensor {t}: update {update.shape}, residual {residual.shape}")
+        if update.dtype != jnp.float32 or residual.dtype != jnp.float32:
             raise ValueError(
-                f"tensor {t}: update is {update.dtype}, residual {dtype}; "
+                f"tensor {t}: update is {update.dtype}, residual {residual.dtype}; "
                 "both must be float32 (cast the update)"
             )
 

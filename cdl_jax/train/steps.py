@@ -36,11 +36,10 @@ def strategy(
       sharding: of the state, over a mesh.
       metrics: the user's own, of each sample.
     """
-    apart = scorer(model, sharding, metrics)
     if config.strategy == "full":
-        return Retraining(config, model.loss_fn, apart, untrained)
+        return Retraining(config, model.loss_fn, scorer(model, sharding, metrics), untrained)
     if config.strategy == "frozen":
-        return Frozen(apart)
+        return Frozen(scorer(model, sharding, metrics))
     return Steps(config, model, sharding, metrics)
 
 
@@ -81,6 +80,9 @@ class Steps(Strategy):
 
     def warm_up(self, state: TrainState, batch: Any, new: Any = None) -> None:
         """Compiles the usual step, and the one that an answer is not to wait for."""
+        if new is not None and len(new[LABEL]) > AT_ONCE:
+            super().warm_up(state, batch, new)
+            new = None
         for program in [self._usual, *[self._compiled[True]] * self._denser]:
             program(jax.tree.map(jnp.copy, state), batch, new)
 

@@ -22,11 +22,12 @@ class Strategy(abc.ABC):
     """What is done when a trigger is full.
 
     Attributes:
+      scorer: scores samples by a deployed tree.
       tell: is told of what takes long.
     """
 
     def __init__(self, scorer: Scorer):
-        self._scorer = scorer
+        self.scorer = scorer
         self.tell: Callable[[str], None] = lambda note: None
 
     @abc.abstractmethod
@@ -40,7 +41,7 @@ class Strategy(abc.ABC):
     def warm_up(self, state: TrainState, batch: Any, new: Any) -> None:
         """Compiles what `take` needs for arrays of these shapes; the state stays."""
         del batch
-        self._scorer(deployed(state), new)
+        self.scorer(deployed(state), new)
 
     def prepare(self, state: TrainState, watch: Watch, version: int, position: int) -> TrainState:
         """Chooses the program of the step that makes `version`; the state as it takes it."""
@@ -49,7 +50,7 @@ class Strategy(abc.ABC):
 
     def take(self, state: TrainState, batch: Any, new: Any) -> tuple[TrainState, Outcome]:
         """`step` on `batch`, and the scores of the deployed model before it on `new` samples."""
-        scores = self._scorer(deployed(state), new)
+        scores = self.scorer(deployed(state), new)
         state, info = self.step(state, batch)
         return state, lambda: (scores(), info())
 

@@ -18,7 +18,7 @@ from cdl_jax.train.feed import Feed, shapes
 from cdl_jax.train.initial import Trained
 from cdl_jax.train.inputs import metrics_for
 from cdl_jax.train.scanned import Positions, Scan
-from cdl_jax.train.scoring import Scores, scorer
+from cdl_jax.train.scoring import Scores
 from cdl_jax.train.steps import strategy
 from cdl_jax.train.strategies import Outcome
 
@@ -63,7 +63,6 @@ class Taker:
         self._shapes = shapes(config, data)
         metrics = metrics_for(config)
         self.steps = strategy(config, model, untrained, cluster.replicated, metrics)
-        self._score = scorer(model, cluster.replicated, metrics)
         self._scan = None
         if config.scan > 1:
             self._scan = Scan(config, data.batch(np.arange(len(data))), model, metrics)
@@ -93,7 +92,7 @@ class Taker:
         """Of the deployed model on samples [start, stop)."""
         batch = self._cluster.put(self.feed.read(start, stop))
         with self._cluster.over():
-            return self._score(deployed(state), batch)()
+            return self.steps.scorer(deployed(state), batch)()
 
     def _step(
         self, state: TrainState, trigger: Trigger, version: int

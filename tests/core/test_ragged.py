@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdl_jax.core.joined import join, over, room
+from cdl_jax.core.joined import JoinedLeaves, join, over, room
 from cdl_jax.core.ragged import LARGE, on_host, row_sizes
 
 KINDS = ("float32", "int32", "bfloat16", "uint32")
@@ -74,3 +74,17 @@ def test_elementwise_functions_go_by_array():
     assert [row.tolist() for row in over(jnp.add, a, b)] == [[2.0, 2.0], [3.0, 3.0, 3.0]]
     with pytest.raises(ValueError, match="lie differently"):
         over(jnp.add, a, join([jnp.ones(3), jnp.ones(2)]))
+
+
+def test_a_row_of_two_axes_is_refused():
+    with pytest.raises(ValueError, match=r"a row has the shape \(2, 3\); flatten it"):
+        join([jnp.zeros((2, 3))])
+
+
+def test_joined_leaves_are_read_by_path_in_their_shapes():
+    rows = join([jnp.arange(6.0), jnp.arange(2.0)])
+    leaves = jax.jit(lambda x: x)(JoinedLeaves(rows, ("a/w", "b"), ((2, 3), (2,))))
+    np.testing.assert_array_equal(leaves["a/w"], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(leaves["b"], [0, 1])
+    assert list(leaves) == ["a/w", "b"]
+    assert "c" not in leaves

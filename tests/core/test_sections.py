@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cdl_jax.core import digest, layout, ragged, sections
 from cdl_jax.native import available
@@ -123,3 +125,18 @@ def test_no_sections_are_no_work():
     written, delta = sections.rewrite([], leaves, [], [])
     assert written == leaves
     assert not delta.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 9)), max_size=6)
+)
+def test_slots_in_use_are_those_before_the_padding(kinds):
+    plans, rows = [], []
+    for place, (used, missed, padding) in enumerate(kinds):
+        size = max(1, used + missed)
+        at = np.sort(np.random.default_rng(place).permutation(size)[:used])
+        rows.append(jnp.asarray(np.concatenate([at, size + np.arange(padding)]), jnp.int32))
+        seeds = np.zeros((4, 1), np.uint32)
+        plans.append(sections.Section((place,), (size,), seeds, ("float32",)))
+    assert sections.counts(plans, rows).tolist() == [used for used, _, _ in kinds]

@@ -67,6 +67,8 @@ def test_new_samples_are_scored_by_the_model_before_the_step(many):
     steps, _, state, batch = begin("reset")
     new = {"x": np.tile(batch["x"], (-(-many // 4), 1))[:many], "y": np.zeros(many, np.float32)}
     new["label"] = np.arange(many, dtype=np.int32) % 2
+    steps.warm_up(state, batch, new)
+    compiled = sizes(steps)
     before = jax.tree.map(np.array, state.params)
     state, outcome = steps.take(state, batch, new)
     scores, info = outcome()
@@ -76,3 +78,4 @@ def test_new_samples_are_scored_by_the_model_before_the_step(many):
     np.testing.assert_allclose(scores.loss, loss, rtol=1e-4, atol=1e-5)
     assert int(info.update.version) == 1
     assert (np.asarray(state.params["w"]) != before["w"]).any()
+    assert sizes(steps) == compiled
