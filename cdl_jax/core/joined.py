@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from cdl_jax.core.ragged import Ragged, Row, arrange
+from cdl_jax.core.tree import flatten
 
 jax.tree_util.register_dataclass(Ragged, data_fields=["arrays"], meta_fields=["rows"])
 
@@ -60,13 +62,76 @@ class JoinedLeaves(Mapping[str, Any]):
         if name not in self.names:
             raise KeyError(name)
         place = self.names.index(name)
-        return self.rows[place].reshape(self.shapes[place])
+        row = self.rows[place]
+        return row.reshape(*row.shape[:-1], *self.shapes[place])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def join_leaves(tree: Any) -> JoinedLeaves:
+    """All leaves of a tree, joined."""
+    flat = flatten(tree)
+    rows = join([leaf.reshape(-1) for leaf in flat.leaves])
+    return JoinedLeaves(rows, flat.names, tuple(leaf.shape for leaf in flat.leaves))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Leaves(Sequence[Any]):
+    """All leaves of a tree, each an array of its own or a row of one.
+
+    Attributes:
+      arrays: of any shape; [entries] where it is not a single leaf's.
+      rows: per leaf, over an array's entries in C order.
+    """
+
+    arrays: tuple[jax.Array, ...]
+    rows: tuple[Row, ...] = dataclasses.field(metadata={"static": True})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        array, start, stop = self.rows[place]
+        whole = self.arrays[array]
+        return whole if whole.size == stop - start else whole[start:stop]
+
+    def only(self, places: Sequence[int]) -> tuple["Leaves", list[int]]:
+        """The leaves at these places, and which arrays they lie in."""
+        used = sorted({self.rows[i].array for i in places})
+        number = {array: at for at, array in enumerate(used)}
+        rows = [self.rows[i]._replace(array=number[self.rows[i].array]) for i in places]
+        return Leaves(tuple(self.arrays[a] for a in used), tuple(rows)), used
+
+    def replaced(self, written: Sequence[jax.Array]) -> "Leaves":
+        """The same arrays with these leaves in their places, every other entry as it was."""
+        parts: list[dict[int, jax.Array]] = [{} for _ in self.arrays]
+        for row, leaf in zip(self.rows, written, strict=True):
+            parts[row.array][row.start] = leaf
+        both = zip(self.arrays, parts, strict=True)
+        return Leaves(tuple(_with_parts(*each) for each in both), self.rows)
+
+
+def apart(arrays: Sequence[jax.Array]) -> Leaves:
+    """Leaves that are arrays of their own."""
+    if isinstance(arrays, Leaves):
+        return arrays
+    return Leaves(tuple(arrays), tuple(Row(i, 0, int(np.size(x))) for i, x in enumerate(arrays)))
+
+
+def _with_parts(whole: jax.Array, parts: dict[int, jax.Array]) -> jax.Array:
+    """An array with parts that begin at some entries, or a single one that is all of it."""
+    if [part.size for part in parts.values()] == [whole.size]:
+        return next(iter(parts.values()))
+    pieces, done = [], 0
+    for start in sorted(parts):
+        pieces += [whole[done:start], parts[start]]
+        done = start + parts[start].size
+    return jax.lax.concatenate([*pieces, whole[done:]], 0)
 
 
 def _end_to_end(rows: list[jax.Array]) -> jax.Array:

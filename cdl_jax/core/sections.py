@@ -5,6 +5,8 @@ bits would copy it: XLA's CPU and GPU run a bitcast to another dtype as a kernel
 a native kernel would copy it too.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core import digest, layout, rounding, xla_sections
-from cdl_jax.core.joined import join
+from cdl_jax.core.joined import Leaves, apart, join
 from cdl_jax.core.ragged import Ragged
 from cdl_jax.core.tree import from_bits, to_bits
 from cdl_jax.native import available, entries
@@ -93,21 +95,21 @@ def read(
 
     Args:
       plans: the sections.
-      leaves: all of the tree, in its sorted order.
+      leaves: all of the tree, in its sorted order: arrays, or `Leaves`.
       indices: per section int32[k], ascending, padded past the end.
     """
     if not plans:
         return join([])
-    groups = [[leaves[i] for i in plan.places] for plan in plans]
+    mine, _ = _only(plans, leaves)
 
-    def in_xla(groups: Any, indices: Ragged) -> Ragged:
-        rows = zip(plans, groups, indices, strict=True)
+    def in_xla(mine: Leaves, indices: Ragged) -> Ragged:
+        rows = zip(plans, _groups(plans, mine), indices, strict=True)
         return join([uncarry(row[0], xla_sections.gather(*row)) for row in rows])
 
-    def in_native(groups: Any, indices: Ragged) -> Ragged:
-        return entries.read_entries(groups, indices, [plan.dtype for plan in plans])
+    def in_native(mine: Leaves, indices: Ragged) -> Ragged:
+        return entries.read_entries(mine, _sizes(plans), indices, [plan.dtype for plan in plans])
 
-    return _by_platform(in_native, in_xla, groups, join(indices))
+    return _by_platform(in_native, in_xla, mine, join(indices))
 
 
 def write(
@@ -116,7 +118,7 @@ def write(
     indices: Sequence[jax.Array],
     bits: Sequence[jax.Array],
     after: Any = (),
-) -> list[jax.Array]:
+) -> Leaves:
     """All leaves, with the sections' bits written; slots of padding are dropped.
 
     Args:
@@ -125,18 +127,19 @@ def write(
       after: what `read` or `change` gave of the same leaves. Without the order that this states
         XLA would copy the leaves, for the reader's sake.
     """
-    groups = [[leaves[i] for i in plan.places] for plan in plans]
-
-    def in_xla(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
-        return xla_sections.scatter(plans, groups, indices, _words_of(plans, bits), after)
-
-    def in_native(groups: Any, indices: Any, bits: Any, after: Any) -> list[jax.Array]:
-        return list(entries.write_entries(groups, indices, bits, after))
-
     if not plans:
-        return list(leaves)
-    operands = groups, join(indices), _wide_enough(plans, bits), jax.tree.leaves(after)
-    return _replaced(leaves, plans, _by_platform(in_native, in_xla, *operands))
+        return apart(leaves)
+    mine, arrays = _only(plans, leaves)
+
+    def in_xla(mine: Leaves, indices: Any, bits: Any, after: Any) -> Leaves:
+        groups, words = _groups(plans, mine), _words_of(plans, bits)
+        return mine.replaced(xla_sections.scatter(plans, groups, indices, words, after))
+
+    def in_native(mine: Leaves, indices: Any, bits: Any, after: Any) -> Leaves:
+        return entries.write_entries(mine, _sizes(plans), indices, bits, after)
+
+    operands = mine, join(indices), _wide_enough(plans, bits), jax.tree.leaves(after)
+    return _back(leaves, arrays, _by_platform(in_native, in_xla, *operands))
 
 
 def rewrite(
@@ -145,26 +148,26 @@ def rewrite(
     indices: Sequence[jax.Array],
     bits: Sequence[jax.Array],
     after: Any = (),
-) -> tuple[list[jax.Array], jax.Array]:
+) -> tuple[Leaves, jax.Array]:
     """`write` and `change` of the same leaves; one pass where the kernels do it."""
     if not plans:
-        return list(leaves), jnp.zeros(digest.LANES, jnp.uint32)
-    groups = [[leaves[i] for i in plan.places] for plan in plans]
+        return apart(leaves), jnp.zeros(digest.LANES, jnp.uint32)
+    mine, arrays = _only(plans, leaves)
 
-    def in_xla(groups: Any, indices: Any, bits: Any, after: Any) -> tuple[list[jax.Array], Any]:
+    def in_xla(mine: Leaves, indices: Any, bits: Any, after: Any) -> tuple[Leaves, Any]:
+        groups, words = _groups(plans, mine), _words_of(plans, bits)
         old = [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
-        words = _words_of(plans, bits)
         delta = xla_sections.change(plans, indices, old, words)
-        return xla_sections.scatter(plans, groups, indices, words, [delta, *after]), delta
+        written = xla_sections.scatter(plans, groups, indices, words, [delta, *after])
+        return mine.replaced(written), delta
 
-    def in_native(groups: Any, indices: Any, bits: Any, after: Any) -> tuple[list[jax.Array], Any]:
+    def in_native(mine: Leaves, indices: Any, bits: Any, after: Any) -> tuple[Leaves, Any]:
         seeds = [plan.seeds for plan in plans]
-        written, delta = entries.rewrite_entries(groups, indices, bits, seeds, after)
-        return list(written), delta
+        return entries.rewrite_entries(mine, _sizes(plans), indices, bits, seeds, after)
 
-    operands = groups, join(indices), _wide_enough(plans, bits), jax.tree.leaves(after)
+    operands = mine, join(indices), _wide_enough(plans, bits), jax.tree.leaves(after)
     written, delta = _by_platform(in_native, in_xla, *operands)
-    return _replaced(leaves, plans, written), delta
+    return _back(leaves, arrays, written), delta
 
 
 def change(
@@ -176,16 +179,38 @@ def change(
     """What writing the sections' new bits would add to the digest, uint32[4]; as in `write`."""
     if not plans:
         return jnp.zeros(digest.LANES, jnp.uint32)
-    groups = [[leaves[i] for i in plan.places] for plan in plans]
+    mine, _ = _only(plans, leaves)
 
-    def in_xla(groups: Any, indices: Any, bits: Any) -> jax.Array:
-        old = [xla_sections.gather(*each) for each in zip(plans, groups, indices, strict=True)]
+    def in_xla(mine: Leaves, indices: Any, bits: Any) -> jax.Array:
+        rows = zip(plans, _groups(plans, mine), indices, strict=True)
+        old = [xla_sections.gather(*each) for each in rows]
         return xla_sections.change(plans, indices, old, _words_of(plans, bits))
 
-    def in_native(groups: Any, indices: Any, bits: Any) -> jax.Array:
-        return entries.digest_change(groups, indices, bits, [plan.seeds for plan in plans])
+    def in_native(mine: Leaves, indices: Any, bits: Any) -> jax.Array:
+        seeds = [plan.seeds for plan in plans]
+        return entries.digest_change(mine, _sizes(plans), indices, bits, seeds)
 
-    return _by_platform(in_native, in_xla, groups, join(indices), _wide_enough(plans, bits))
+    return _by_platform(in_native, in_xla, mine, join(indices), _wide_enough(plans, bits))
+
+
+def _only(plans: Sequence[Section], leaves: Sequence[jax.Array]) -> tuple[Leaves, list[int]]:
+    """The sections' leaves, one after the other, and which of all arrays they lie in."""
+    return apart(leaves).only([i for plan in plans for i in plan.places])
+
+
+def _sizes(plans: Sequence[Section]) -> list[int]:
+    return [len(plan.places) for plan in plans]
+
+
+def _groups(plans: Sequence[Section], mine: Leaves) -> list[list[jax.Array]]:
+    turn = iter(mine)
+    return [list(itertools.islice(turn, n)) for n in _sizes(plans)]
+
+
+def _back(leaves: Sequence[jax.Array], arrays: list[int], written: Leaves) -> Leaves:
+    everything = apart(leaves)
+    new = dict(enumerate(everything.arrays)) | dict(zip(arrays, written.arrays, strict=True))
+    return dataclasses.replace(everything, arrays=tuple(new.values()))
 
 
 def _wide_enough(plans: Sequence[Section], bits: Sequence[jax.Array]) -> Ragged:
@@ -200,15 +225,6 @@ def _wide_enough(plans: Sequence[Section], bits: Sequence[jax.Array]) -> Ragged:
 
 def _words_of(plans: Sequence[Section], bits: Sequence[jax.Array]) -> list[jax.Array]:
     return [carry(plan, new).astype(plan.bits) for plan, new in zip(plans, bits, strict=True)]
-
-
-def _replaced(
-    leaves: Sequence[jax.Array], plans: Sequence[Section], written: Sequence[jax.Array]
-) -> list[jax.Array]:
-    out = list(leaves)
-    for i, leaf in zip([i for plan in plans for i in plan.places], written, strict=True):
-        out[i] = leaf
-    return out
 
 
 def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:

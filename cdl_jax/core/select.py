@@ -66,24 +66,26 @@ def error_feedback_top_k(
 def most_changed(
     olds: Sequence[jax.Array], news: Sequence[jax.Array], ks: tuple[int, ...]
 ) -> Ragged:
-    """Positions of the k entries that differ most from the old ones, a row int32[k] a tensor.
+    """Positions of the k entries that differ most from the old rows, a row int32[k] a tensor.
 
     Floats are compared as float32: equal bits are no distance, a difference that is NaN is the
     largest. Other entries are all as far away that have other bits. Ascending; ties go to the
     lowest index.
     """
 
-    def in_xla(olds: Arrays, news: Arrays) -> Ragged:
-        apart = [_distance(old, new).reshape(-1) for old, new in zip(olds, news, strict=True)]
+    def in_xla(olds: Ragged, news: Arrays) -> Ragged:
+        apart = [_distance(old, new.reshape(-1)) for old, new in zip(olds, news, strict=True)]
         return join(_largest(jax.lax.optimization_barrier(apart), ks))
 
-    def in_native(olds: Arrays, news: Arrays) -> Ragged:
+    def in_native(olds: Ragged, news: Arrays) -> Ragged:
         from cdl_jax.native import select as native
 
         return native.most_changed(olds, news, ks)
 
-    pairs = [_as_floats(old, new) for old, new in zip(olds, news, strict=True)]
-    operands = tuple(tuple(column) for column in zip(*pairs, strict=True))
+    if any(new.dtype != jnp.float32 for new in news):
+        pairs = [_as_floats(old, new.reshape(-1)) for old, new in zip(olds, news, strict=True)]
+        olds, news = zip(*pairs, strict=True)
+    operands = join(olds), tuple(news)
     if available():
         return jax.lax.platform_dependent(*operands, cpu=in_native, default=in_xla)
     return in_xla(*operands)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from cdl_jax.core import chain, compress, layout, rounding, sections, select, sparsify
-from cdl_jax.core.joined import join
+from cdl_jax.core.held import Held
+from cdl_jax.core.joined import JoinedLeaves, Leaves, join
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.ragged import row_sizes
+from cdl_jax.core.ragged import Ragged, row_sizes
 from cdl_jax.core.tree import Sorted, flatten, is_trainable, to_bits, tree_spec
 
 PARAMS, MODEL_STATE = "params", "model_state"
@@ -38,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def ship(
-    tree: Any,
+    held: Held,
     digest: jax.Array,
     base: jax.Array,
     proposal: Proposal,
@@ -47,46 +48,46 @@ def ship(
     update: str,
     uncovered: str,
     model_state_density: float | None,
-) -> tuple[Any, SparseUpdate]:
+) -> tuple[Held, SparseUpdate]:
     """Writes a proposal into the deployed tree; options as in `proactive_step`.
 
     Returns:
-      The new tree and the update that leads to it from `tree`, of this digest and version.
+      The new tree and the update that leads to it from `held`, of this digest and version.
     """
-    spec = tree_spec(tree)
+    spec = tree_spec({"model_state": proposal.model_state, "params": held.params})
     if update == "sparse":
-        known = chain.look(tx, _trained(tree), proposal.old_state)
+        known = chain.look(tx, _trained(held.params), proposal.old_state)
         sends = None if known.always else _emitted(proposal)
-        entries = _selected(tree, spec, proposal, known.origins, sends, uncovered)
+        entries = _selected(held.params, spec, proposal, known.origins, sends, uncovered)
         density = model_state_density
         if density is None:
             density = _density_of(spec, entries)
         compress.top_k(density)  # says which densities can be
         form = chain.sparsifier_state(proposal.opt_state).form
-        entries += _moved(tree, spec, proposal, density, sends, form.values)
+        entries += _moved(held.model_state, spec, proposal, density, sends, form.values)
     elif update in ("dense", "changed"):
-        entries = _whole(tree, spec, proposal)
+        entries = _whole(held, spec, proposal)
     else:
         raise ValueError(f"update is {update!r}; give 'sparse', 'dense' or 'changed'")
     entries = sorted(entries, key=lambda e: e.places)
     if update == "changed":
-        entries = _only_changed(tree, spec, entries)
-    new_tree, digest = _write(tree, spec, digest, entries)
-    return new_tree, _update(spec, digest, base, entries)
+        entries = _only_changed(held.leaves, spec, entries)
+    held, digest = _write(held, spec, digest, entries)
+    return held, _update(spec, digest, base, entries)
 
 
 def replace(
-    tree: Any, digest: jax.Array, base: jax.Array, new_tree: Any
-) -> tuple[Any, SparseUpdate]:
-    """The update that leads from `tree`, of this digest and version, to all of `new_tree`."""
-    spec, new = tree_spec(tree), flatten(new_tree)
+    held: Held, digest: jax.Array, base: jax.Array, new_tree: Any
+) -> tuple[Held, SparseUpdate]:
+    """The update that leads from `held`, of this digest and version, to all of `new_tree`."""
+    spec, new = tree_spec(new_tree), flatten(new_tree)
     entries = [
         Entry((place,), jax.lax.iota(jnp.int32, leaf.size), leaf.reshape(-1))
         for place, leaf in enumerate(new.leaves)
         if leaf.size
     ]
-    new_tree, digest = _write(tree, spec, digest, entries)
-    return new_tree, _update(spec, digest, base, entries)
+    held, digest = _write(held, spec, digest, entries)
+    return held, _update(spec, digest, base, entries)
 
 
 def nothing(update: SparseUpdate, digest: jax.Array, base: jax.Array) -> SparseUpdate:
@@ -106,15 +107,15 @@ def nothing(update: SparseUpdate, digest: jax.Array, base: jax.Array) -> SparseU
     )
 
 
-def _trained(tree) -> Any:
-    return jax.tree.map(lambda x: x if is_trainable(x) else None, tree["params"])
+def _trained(params: Any) -> Any:
+    return jax.tree.map(lambda x: x if is_trainable(x) else None, params)
 
 
-def _selected(tree, spec, proposal, origins, sends, uncovered) -> list[Entry]:
+def _selected(params, spec, proposal, origins, sends, uncovered) -> list[Entry]:
     """What the sparsifier picked, and whole leaves that it does not cover, if asked for."""
     state = chain.sparsifier_state(proposal.opt_state)
-    params = _by_name(flatten(_trained(tree)))
-    dense = [name for name, origin in origins.items() if origin == "dense" and params[name].size]
+    trained = _by_name(flatten(_trained(params)))
+    dense = [name for name, origin in origins.items() if origin == "dense" and trained[name].size]
     if dense and uncovered != "ship":
         raise ValueError(
             f"the optax chain changes {', '.join(dense)} behind or beside its sparsifier; put "
@@ -132,8 +133,7 @@ def _selected(tree, spec, proposal, origins, sends, uncovered) -> list[Entry]:
             raise ValueError(
                 "global scope cannot ship some of its leaves whole: use scope='tensor'"
             )
-    names = set(dense)
-    return entries + _dense_leaves(tree, spec, proposal, names)
+    return entries + _dense_leaves(params, spec, proposal, set(dense))
 
 
 def _emitted(proposal: Proposal) -> jax.Array:
@@ -149,7 +149,7 @@ def _density_of(spec: layout.TreeSpec, entries: list[Entry]) -> float:
 
 
 def _moved(
-    tree,
+    held: JoinedLeaves,
     spec,
     proposal,
     density: float,
@@ -160,13 +160,14 @@ def _moved(
 
     What rounding loses is part of what the next step compares.
     """
-    served, new = flatten(tree["model_state"]), flatten(proposal.model_state)
-    rows = [(n, old, now) for n, old, now in zip(*served[:2], new.leaves, strict=True) if old.size]
+    new = flatten(proposal.model_state)
+    rows = zip(new.names, held.rows.rows, new.leaves, strict=True)
+    rows = [row for row in rows if row[2].size]
     if not rows:
         return []
     names, olds, nows = zip(*rows, strict=True)
-    ks = tuple(compress.entries_sent(density, old.size) for old in olds)
-    chosen = select.most_changed(olds, nows, ks)
+    ks = tuple(compress.entries_sent(density, now.size) for now in nows)
+    chosen = select.most_changed(Ragged(held.rows.arrays, olds), nows, ks)
     places = [_place(spec, MODEL_STATE, name) for name in names]
     plans = [sections.make_section(spec, (i,), k) for i, k in zip(places, ks, strict=True)]
     indices = [_sent_if(sends, at, plan) for at, plan in zip(chosen, plans, strict=True)]
@@ -191,18 +192,19 @@ def _sent_if(sends: jax.Array | None, indices: jax.Array, plan: sections.Section
     return jnp.where(sends, indices, plan.total + jax.lax.iota(jnp.int32, indices.size))
 
 
-def _whole(tree, spec, proposal) -> list[Entry]:
+def _whole(held: Held, spec, proposal) -> list[Entry]:
     """Every floating parameter and every model-state leaf."""
-    names = {n for n, x in zip(*flatten(tree["params"])[:2], strict=True) if is_trainable(x)}
-    return _dense_leaves(tree, spec, proposal, names) + _moved(tree, spec, proposal, 1.0, None)
+    names = {n for n, x in zip(*flatten(held.params)[:2], strict=True) if is_trainable(x)}
+    entries = _dense_leaves(held.params, spec, proposal, names)
+    return entries + _moved(held.model_state, spec, proposal, 1.0, None)
 
 
-def _dense_leaves(tree, spec, proposal, names: set[str]) -> list[Entry]:
-    params = _by_name(flatten(tree["params"]))
+def _dense_leaves(params, spec, proposal, names: set[str]) -> list[Entry]:
+    olds = _by_name(flatten(params))
     updates = _by_name(flatten(proposal.updates))
     entries = []
     for name in sorted(names):
-        old = params[name]
+        old = olds[name]
         if old.size:
             new = (old + updates[name].astype(old.dtype)).reshape(-1)
             order = jax.lax.iota(jnp.int32, old.size)
@@ -210,13 +212,12 @@ def _dense_leaves(tree, spec, proposal, names: set[str]) -> list[Entry]:
     return entries
 
 
-def _only_changed(tree, spec, entries: list[Entry]) -> list[Entry]:
+def _only_changed(leaves: Leaves, spec, entries: list[Entry]) -> list[Entry]:
     """The same entries without those whose bits stay, compacted to the front."""
-    flat = flatten(tree)
     kept = []
     for places, indices, values, _ in entries:
         n = spec.leaves[places[0]].size
-        old = to_bits(flat.leaves[places[0]]).reshape(-1)
+        old = to_bits(leaves[places[0]]).reshape(-1)
         order = jax.lax.iota(jnp.int32, n)
         found = (indices < n) & (to_bits(values) != old)
         slot = jnp.cumsum(found, dtype=jnp.int32) - 1
@@ -228,18 +229,18 @@ def _only_changed(tree, spec, entries: list[Entry]) -> list[Entry]:
     return kept
 
 
-def _write(tree, spec, digest, entries: list[Entry]) -> tuple[Any, jax.Array]:
-    flat = flatten(tree)
+def _write(held: Held, spec, digest, entries: list[Entry]) -> tuple[Held, jax.Array]:
+    leaves = held.leaves
     plans = [sections.make_section(spec, e.places, e.indices.size) for e in entries]
     indices = [e.indices for e in entries]
     scaled = any(e.scale is not None for e in entries)
-    old = sections.read(plans, flat.leaves, indices) if scaled else [None] * len(plans)
+    old = sections.read(plans, leaves, indices) if scaled else [None] * len(plans)
     new = [
         sections.resolved(plan, was, e.values, e.scale)
         for plan, was, e in zip(plans, old, entries, strict=True)
     ]
-    written, delta = sections.rewrite(plans, flat.leaves, indices, new, old if scaled else ())
-    return flat.rebuild(written), digest + delta
+    written, delta = sections.rewrite(plans, leaves, indices, new, old if scaled else ())
+    return held.with_leaves(written), digest + delta
 
 
 def _update(spec, digest, base, entries: list[Entry]) -> SparseUpdate:

@@ -207,7 +207,7 @@ def _has_levels(compressor: compress.Compressor, plan: sections.Section) -> bool
     return compressor.values in rounding.BITS and set(plan.dtypes) == {"float32"}
 
 
-def _dense(plans, indices, increments, zeros: list[jax.Array]) -> list[jax.Array]:
+def _dense(plans, indices, increments, zeros: list[jax.Array]) -> Sequence[jax.Array]:
     """The increments as dense leaves, in the order of the plans: zeros but at the indices."""
     firsts = layout.ends([len(plan.places) for plan in plans]).tolist()
     alone = [

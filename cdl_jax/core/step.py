@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax.core import chain, ship
+from cdl_jax.core import chain, held, ship
+from cdl_jax.core.joined import JoinedLeaves, join_leaves
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.tree import is_trainable, tree_spec
+from cdl_jax.core.tree import flatten, is_trainable, tree_spec
 from cdl_jax.core.update import digest_words
 from cdl_jax.native import available, finite
 
@@ -23,7 +24,7 @@ class TrainState(NamedTuple):
 
     params: Any  # as the replicas hold them, at every version
     model_state: Any  # as the loss function left it
-    served_state: Any  # the model state that the replicas hold
+    served_state: JoinedLeaves  # the model state that the replicas hold
     opt_state: Any  # without what the sparsifier selected: the update has it
     key: jax.Array  # PRNG key []; the step's own is fold_in(key, step)
     step: jax.Array  # int32 [], steps taken, skipped ones included
@@ -68,7 +69,7 @@ def init_state(
     return TrainState(
         params=params,
         model_state=model_state,
-        served_state=_copy(model_state),
+        served_state=_copy(join_leaves(model_state)),
         opt_state=_copy(chain.without_selection(tx.init(_trainable(params)))),
         key=jnp.copy(jax.random.key(0) if key is None else key),
         step=jnp.zeros((), jnp.int32),
@@ -80,7 +81,14 @@ def init_state(
 
 def deployed(state: TrainState) -> dict[str, Any]:
     """The tree as the replicas hold it: `{"model_state": ..., "params": ...}`."""
-    return {"model_state": state.served_state, "params": state.params}
+    flat = flatten(state.model_state)  # of the same containers
+    served = held.apart(state.served_state)
+    return {"model_state": flat.rebuild(served), "params": state.params}
+
+
+def held_by(state: TrainState) -> held.Held:
+    """The same as a step carries it."""
+    return held.Held(state.params, state.served_state)
 
 
 def proactive_step(
@@ -161,13 +169,13 @@ def _take_or_keep(
         before = chain.with_room(state.opt_state, jax.eval_shape(tx.init, params))
         updates, opt_state = tx.update(grads, before, params)
         proposal = ship.Proposal(updates, before, opt_state, model_state)
-        tree, change = ship.ship(
-            deployed(state), state.digest, state.version, proposal, tx, **options
+        shipped, change = ship.ship(
+            held_by(state), state.digest, state.version, proposal, tx, **options
         )
         moved = state._replace(
-            params=tree["params"],
+            params=shipped.params,
             model_state=model_state,
-            served_state=tree["model_state"],
+            served_state=shipped.model_state,
             opt_state=chain.without_selection(opt_state),
         )
         return moved, change

@@ -44,7 +44,8 @@ def apply_update(deployed: Any, update: SparseUpdate) -> Any:
     flat, plans = _plan(deployed, update)
     leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
     old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
-    return flat.rebuild(sections.write(plans, leaves, indices, _bits(plans, update, old), old))
+    written = sections.write(plans, leaves, indices, _bits(plans, update, old), old)
+    return flat.rebuild(list(written))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -70,7 +71,7 @@ def apply_with_digest(
     old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
     bits = _bits(plans, update, old)
     written, change = sections.rewrite(plans, leaves, indices, bits, old)
-    return flat.rebuild(written), current + change
+    return flat.rebuild(list(written)), current + change
 
 
 def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> jax.Array:

@@ -7,20 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax.core.joined import room
+from cdl_jax.core.joined import Leaves, room
 from cdl_jax.core.ragged import Ragged, Row, row_sizes, table
 from cdl_jax.native import available
 
 __all__ = ["digest_change", "full_digest", "read_entries", "rewrite_entries", "write_entries"]
 
-_Groups = Sequence[Sequence[jax.Array]]
 
-
-def read_entries(groups: _Groups, indices: Ragged, dtypes: Sequence[Any]) -> Ragged:
+def read_entries(
+    leaves: Leaves, sections: Sequence[int], indices: Ragged, dtypes: Sequence[Any]
+) -> Ragged:
     """Bits of the entries at ascending positions; zero for positions past the end.
 
     Args:
-        groups: for each section its leaves, arrays of any shape and of 1 to 8 bytes an entry.
+        leaves: of all sections, one after the other, of 1 to 8 bytes an entry.
+        sections: how many leaves each of them has.
         indices: for each section a row int32[k_s], positions in the concatenation of its leaves.
         dtypes: for each section the unsigned integers that carry the bits, as wide as its
             widest leaf.
@@ -32,28 +33,34 @@ def read_entries(groups: _Groups, indices: Ragged, dtypes: Sequence[Any]) -> Rag
         RuntimeError: the kernels are not built; ask :func:`cdl_jax.native.available` first.
     """
     results, rows = room(row_sizes(indices), dtypes)
-    call = _call("read_entries", results, {}, groups, indices, rows)
-    return Ragged(tuple(call(*_leaves(groups), *indices.arrays)), rows)
+    call = _call("read_entries", results, leaves, sections, indices, rows)
+    return Ragged(tuple(call(*leaves.arrays, *indices.arrays)), rows)
 
 
 def write_entries(
-    groups: _Groups, indices: Ragged, bits: Ragged, after: Sequence[jax.Array] = ()
-) -> tuple[jax.Array, ...]:
-    """All leaves, in order, with the bits written at the positions of their sections.
+    leaves: Leaves,
+    sections: Sequence[int],
+    indices: Ragged,
+    bits: Ragged,
+    after: Sequence[jax.Array] = (),
+) -> Leaves:
+    """The leaves with the bits written at the positions of their sections.
 
     Arguments are those of :func:`read_entries`; a position past the end writes nothing. The
-    leaves are changed in place where their buffers may be reused (donated, or carried). `after`
+    arrays are changed in place where their buffers may be reused (donated, or carried). `after`
     is not looked at: these arrays are there before anything is written.
     """
-    leaves = _leaves(groups)
-    results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    aliases = {t: t for t in range(len(leaves))}
-    call = _call("write_entries", results, aliases, groups, indices, bits.rows)
-    return tuple(call(*leaves, *indices.arrays, *bits.arrays, *after))
+    results = _alike(leaves)
+    call = _call("write_entries", results, leaves, sections, indices, bits.rows)
+    return Leaves(tuple(call(*leaves.arrays, *indices.arrays, *bits.arrays, *after)), leaves.rows)
 
 
 def digest_change(
-    groups: _Groups, indices: Ragged, bits: Ragged, seeds: Sequence[np.ndarray]
+    leaves: Leaves,
+    sections: Sequence[int],
+    indices: Ragged,
+    bits: Ragged,
+    seeds: Sequence[np.ndarray],
 ) -> jax.Array:
     """What :func:`write_entries` would add to the digest, uint32[4]; it writes nothing.
 
@@ -61,27 +68,25 @@ def digest_change(
     those of :func:`write_entries`.
     """
     result = jax.ShapeDtypeStruct((4,), jnp.uint32)
-    call = _call("digest_change", result, {}, groups, indices, bits.rows)
+    call = _call("digest_change", result, leaves, sections, indices, bits.rows)
     lanes = np.concatenate(seeds, axis=1).T
-    return call(*_leaves(groups), *indices.arrays, *bits.arrays, lanes)
+    return call(*leaves.arrays, *indices.arrays, *bits.arrays, lanes)
 
 
 def rewrite_entries(
-    groups: _Groups,
+    leaves: Leaves,
+    sections: Sequence[int],
     indices: Ragged,
     bits: Ragged,
     seeds: Sequence[np.ndarray],
     after: Sequence[jax.Array] = (),
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
+) -> tuple[Leaves, jax.Array]:
     """:func:`write_entries` and :func:`digest_change` in one pass over the entries."""
-    leaves = _leaves(groups)
-    results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    results.append(jax.ShapeDtypeStruct((4,), jnp.uint32))
-    aliases = {t: t for t in range(len(leaves))}
-    call = _call("rewrite_entries", results, aliases, groups, indices, bits.rows)
+    results = [*_alike(leaves), jax.ShapeDtypeStruct((4,), jnp.uint32)]
+    call = _call("rewrite_entries", results, leaves, sections, indices, bits.rows)
     lanes = np.concatenate(seeds, axis=1).T
-    *written, change = call(*leaves, *indices.arrays, *bits.arrays, lanes, *after)
-    return tuple(written), change
+    *written, change = call(*leaves.arrays, *indices.arrays, *bits.arrays, lanes, *after)
+    return Leaves(tuple(written), leaves.rows), change
 
 
 def full_digest(leaves: Sequence[jax.Array], seeds: np.ndarray) -> jax.Array:
@@ -94,8 +99,8 @@ def full_digest(leaves: Sequence[jax.Array], seeds: np.ndarray) -> jax.Array:
 def _call(
     name: str,
     results: Any,
-    aliases: dict[int, int],
-    groups: _Groups,
+    leaves: Leaves,
+    sections: Sequence[int],
     indices: Ragged,
     bits: tuple[Row, ...],
 ) -> Any:
@@ -103,16 +108,19 @@ def _call(
         raise RuntimeError(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
         )
+    writes = name.endswith("write_entries")
+    aliases = {a: a for a in range(len(leaves.arrays))} if writes else {}
     call = jax.ffi.ffi_call(
         f"cdl_jax_{name}", results, input_output_aliases=aliases, vmap_method="sequential"
     )
     attributes = {
-        "leaves": np.array([len(leaves) for leaves in groups], np.int64),
+        "sections": np.array(sections, np.int64),
+        "leaves": table(leaves.rows),
         "positions": table(indices.rows),
         "bits": table(bits),
     }
     return lambda *operands: call(*map(jnp.asarray, operands), **attributes)
 
 
-def _leaves(groups: _Groups) -> list[jax.Array]:
-    return [leaf for leaves in groups for leaf in leaves]
+def _alike(leaves: Leaves) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in leaves.arrays]

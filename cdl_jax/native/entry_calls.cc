@@ -25,32 +25,36 @@ int Width(const ffi::AnyBuffer& buffer) {
   return static_cast<int>(ffi::ByteWidth(buffer.element_type()));
 }
 
-// Operands: the leaves of all sections, then the arrays of their positions, then those of their
-// bits, then the handler's own. `leaves` says how many leaves a section has; `positions` and `bits`
-// say where its rows lie.
+// Operands: the arrays that leaves lie in, then those of the positions, then those of the bits, then
+// the handler's own. `sections` says how many leaves a section has, `leaves` where each of them
+// lies, section by section; `positions` and `bits` where the sections' rows lie.
 class EntriesCall {
  public:
-  EntriesCall(ffi::RemainingArgs args, ffi::Span<const int64_t> leaves,
-              ffi::Span<const int64_t> positions, ffi::Span<const int64_t> bits)
-      : args_(args), counts_(leaves), positions_(positions), bits_(bits) {
-    for (const int64_t count : counts_) leaves_ += static_cast<size_t>(count);
-    if (positions_.size() != sections() || bits_.size() != sections()) {
+  EntriesCall(ffi::RemainingArgs args, ffi::Span<const int64_t> sections,
+              ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
+              ffi::Span<const int64_t> bits)
+      : args_(args), counts_(sections), leaves_(leaves), positions_(positions), bits_(bits) {
+    size_t needed = 0;
+    for (const int64_t count : counts_) needed += static_cast<size_t>(count);
+    if (needed != leaves_.size()) throw std::invalid_argument("give a row for each leaf");
+    if (positions_.size() != this->sections() || bits_.size() != this->sections()) {
       throw std::invalid_argument("give rows of positions and of bits for each section");
     }
   }
 
-  size_t leaves() const { return leaves_; }
+  size_t arrays() const { return leaves_.arrays(); }
   size_t sections() const { return counts_.size(); }
-  ffi::AnyBuffer leaf(size_t t) const { return Get(args_.get<ffi::AnyBuffer>(t)); }
+  ffi::AnyBuffer array(size_t a) const { return Get(args_.get<ffi::AnyBuffer>(a)); }
+  char* data(size_t a) const { return static_cast<char*>(array(a).untyped_data()); }
   ffi::AnyBuffer bits(size_t array) const {
-    return Get(args_.get<ffi::AnyBuffer>(leaves_ + positions_.arrays() + array));
+    return Get(args_.get<ffi::AnyBuffer>(arrays() + positions_.arrays() + array));
   }
   Words seeds() const {
-    return Get(args_.get<Words>(leaves_ + positions_.arrays() + bits_.arrays()));
+    return Get(args_.get<Words>(arrays() + positions_.arrays() + bits_.arrays()));
   }
 
   // Calls run(section, its first leaf) for all entries, in pieces and on the pool's threads.
-  // `data(t)` is where leaf t lies, `bits(i)` the i-th array of the sections' values.
+  // `data(a)` is where the leaves' array a lies, `bits(i)` the i-th array of the sections' values.
   template <typename Data, typename Bits, typename Run>
   void ForEach(ffi::ThreadPool& pool, Data data, Bits bits, Run run) const {
     std::vector<Section> made;
@@ -84,7 +88,7 @@ class EntriesCall {
  private:
   template <typename Data>
   Section Make(size_t s, size_t first, Data data, ffi::AnyBuffer bits) const {
-    const auto positions = Get(args_.get<Ints>(leaves_ + positions_.array(s)));
+    const auto positions = Get(args_.get<Ints>(arrays() + positions_.array(s)));
     const auto room = static_cast<int64_t>(positions.element_count());
     const int64_t start = bits_.Start(s, static_cast<int64_t>(bits.element_count()));
     Section section{{}, positions.typed_data() + positions_.Start(s, room), positions_.count(s),
@@ -94,9 +98,11 @@ class EntriesCall {
     }
     int64_t begin = 0;
     for (size_t t = first; t < first + static_cast<size_t>(counts_[s]); ++t) {
-      const ffi::AnyBuffer buffer = leaf(t);
-      const auto size = static_cast<int64_t>(buffer.element_count());
-      section.leaves.push_back({data(t), begin, size, Width(buffer)});
+      const ffi::AnyBuffer buffer = array(leaves_.array(t));
+      const int width = Width(buffer);
+      const int64_t at = leaves_.Start(t, static_cast<int64_t>(buffer.element_count()));
+      const int64_t size = leaves_.count(t);
+      section.leaves.push_back({data(leaves_.array(t)) + at * width, begin, size, width});
       if (section.leaves.back().width > section.width) {
         throw std::invalid_argument("a section's bits are narrower than one of its leaves");
       }
@@ -107,44 +113,44 @@ class EntriesCall {
 
   ffi::RemainingArgs args_;
   ffi::Span<const int64_t> counts_;
+  Rows leaves_;
   Rows positions_;
   Rows bits_;
-  size_t leaves_ = 0;
 };
 
 ffi::Error Read(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
-                ffi::Span<const int64_t> bits) {
+                ffi::Span<const int64_t> sections, ffi::Span<const int64_t> leaves,
+                ffi::Span<const int64_t> positions, ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves, positions, bits);
+    const EntriesCall call(args, sections, leaves, positions, bits);
     call.ForEach(
-        pool, [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); },
+        pool, [&](size_t a) { return call.data(a); },
         [&](size_t i) { return *Get(rets.get<ffi::AnyBuffer>(i)); },
         [](const Section& section, size_t) { ReadEntries(section); });
   });
 }
 
-// The new leaves: where XLA did not reuse the old ones' buffers, copies of them.
-std::vector<char*> NewLeaves(const EntriesCall& call, ffi::RemainingRets rets) {
-  std::vector<char*> leaves;
-  for (size_t t = 0; t < call.leaves(); ++t) {
-    const ffi::AnyBuffer old = call.leaf(t);
-    leaves.push_back(static_cast<char*>(Get(rets.get<ffi::AnyBuffer>(t))->untyped_data()));
-    if (old.untyped_data() != leaves[t]) {
-      std::memcpy(leaves[t], old.untyped_data(), old.size_bytes());
+// The new arrays: where XLA did not reuse the old ones' buffers, copies of them.
+std::vector<char*> NewArrays(const EntriesCall& call, ffi::RemainingRets rets) {
+  std::vector<char*> arrays;
+  for (size_t a = 0; a < call.arrays(); ++a) {
+    const ffi::AnyBuffer old = call.array(a);
+    arrays.push_back(static_cast<char*>(Get(rets.get<ffi::AnyBuffer>(a))->untyped_data()));
+    if (old.untyped_data() != arrays[a]) {
+      std::memcpy(arrays[a], old.untyped_data(), old.size_bytes());
     }
   }
-  return leaves;
+  return arrays;
 }
 
 ffi::Error Write(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                 ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
-                 ffi::Span<const int64_t> bits) {
+                 ffi::Span<const int64_t> sections, ffi::Span<const int64_t> leaves,
+                 ffi::Span<const int64_t> positions, ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves, positions, bits);
-    const std::vector<char*> data = NewLeaves(call, rets);
+    const EntriesCall call(args, sections, leaves, positions, bits);
+    const std::vector<char*> data = NewArrays(call, rets);
     call.ForEach(
-        pool, [&](size_t t) { return data[t]; }, [&](size_t i) { return call.bits(i); },
+        pool, [&](size_t a) { return data[a]; }, [&](size_t i) { return call.bits(i); },
         [](const Section& section, size_t) { WriteEntries(section); });
   });
 }
@@ -164,14 +170,14 @@ class Lanes {
 };
 
 ffi::Error Change(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Words> out,
-                  ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
-                  ffi::Span<const int64_t> bits) {
+                  ffi::Span<const int64_t> sections, ffi::Span<const int64_t> leaves,
+                  ffi::Span<const int64_t> positions, ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves, positions, bits);
+    const EntriesCall call(args, sections, leaves, positions, bits);
     const uint32_t* seeds = call.seeds().typed_data();
     Lanes sum;
     call.ForEach(
-        pool, [&](size_t t) { return static_cast<char*>(call.leaf(t).untyped_data()); },
+        pool, [&](size_t a) { return call.data(a); },
         [&](size_t i) { return call.bits(i); },
         [&](const Section& section, size_t first) {
           uint32_t lanes[kLanes] = {};
@@ -184,22 +190,22 @@ ffi::Error Change(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Wor
 
 // Write and Change at once: each entry's cache line is fetched once. The last result is the sums.
 ffi::Error Rewrite(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                   ffi::Span<const int64_t> leaves, ffi::Span<const int64_t> positions,
-                   ffi::Span<const int64_t> bits) {
+                   ffi::Span<const int64_t> sections, ffi::Span<const int64_t> leaves,
+                   ffi::Span<const int64_t> positions, ffi::Span<const int64_t> bits) {
   return Guarded([&] {
-    const EntriesCall call(args, leaves, positions, bits);
-    const std::vector<char*> data = NewLeaves(call, rets);
+    const EntriesCall call(args, sections, leaves, positions, bits);
+    const std::vector<char*> data = NewArrays(call, rets);
     const uint32_t* seeds = call.seeds().typed_data();
     Lanes sum;
     call.ForEach(
-        pool, [&](size_t t) { return data[t]; }, [&](size_t i) { return call.bits(i); },
+        pool, [&](size_t a) { return data[a]; }, [&](size_t i) { return call.bits(i); },
         [&](const Section& section, size_t first) {
           uint32_t lanes[kLanes] = {};
           AddChange(section, seeds + kLanes * first, lanes);
           WriteEntries(section);
           sum.Add(lanes);
         });
-    sum.CopyTo(Get(rets.get<Words>(call.leaves()))->typed_data());
+    sum.CopyTo(Get(rets.get<Words>(call.arrays()))->typed_data());
   });
 }
 
@@ -236,6 +242,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ReadEntriesCall, Read,
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("sections")
                                   .Attr<ffi::Span<const int64_t>>("leaves")
                                   .Attr<ffi::Span<const int64_t>>("positions")
                                   .Attr<ffi::Span<const int64_t>>("bits"));
@@ -244,6 +251,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(WriteEntriesCall, Write,
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("sections")
                                   .Attr<ffi::Span<const int64_t>>("leaves")
                                   .Attr<ffi::Span<const int64_t>>("positions")
                                   .Attr<ffi::Span<const int64_t>>("bits"));
@@ -252,6 +260,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DigestChangeCall, Change,
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .Ret<Words>()
+                                  .Attr<ffi::Span<const int64_t>>("sections")
                                   .Attr<ffi::Span<const int64_t>>("leaves")
                                   .Attr<ffi::Span<const int64_t>>("positions")
                                   .Attr<ffi::Span<const int64_t>>("bits"));
@@ -260,6 +269,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(RewriteEntriesCall, Rewrite,
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("sections")
                                   .Attr<ffi::Span<const int64_t>>("leaves")
                                   .Attr<ffi::Span<const int64_t>>("positions")
                                   .Attr<ffi::Span<const int64_t>>("bits"));

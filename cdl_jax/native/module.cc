@@ -116,30 +116,33 @@ void MostChanged(const float* old, const float* now, int64_t size, int64_t k, in
   selection.RunPart(0);
 }
 
-// Operands: old tensors, new ones. Results: the arrays of their positions.
+// Operands: new tensors, the arrays of the old ones. Results: the arrays of their positions.
 ffi::Error Changed(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                   ffi::Span<const int64_t> table) {
+                   ffi::Span<const int64_t> table, ffi::Span<const int64_t> before) {
   return Guarded([&] {
     const Rows rows(table);
+    const Rows olds(before);
     const size_t tensors = rows.size();
+    if (olds.size() != tensors) throw std::invalid_argument("give a row for each old tensor");
     int64_t entries = 0;
-    for (size_t t = 0; t < tensors; ++t) {
-      entries += static_cast<int64_t>(Get(args.get<Floats>(t)).element_count());
-    }
+    for (size_t t = 0; t < tensors; ++t) entries += olds.count(t);
     const int64_t threads = Threads(pool, entries, kWorthThreads);
     ParallelFor(pool, threads, static_cast<int64_t>(tensors), [&](int64_t i) {
       const FlushSubnormals flush;
       const auto t = static_cast<size_t>(i);
-      const auto old = Get(args.get<Floats>(t));
-      const auto now = Get(args.get<Floats>(tensors + t));
+      const auto now = Get(args.get<Floats>(t));
+      const auto old = Get(args.get<Floats>(tensors + olds.array(t)));
+      const float* const from =
+          old.typed_data() + olds.Start(t, static_cast<int64_t>(old.element_count()));
       auto indices = Get(rets.get<Ints>(rows.array(t)));
       const int64_t start = rows.Start(t, static_cast<int64_t>(indices->element_count()));
-      const auto size = static_cast<int64_t>(old.element_count());
+      const auto size = static_cast<int64_t>(now.element_count());
+      if (olds.count(t) != size) throw std::invalid_argument("an old tensor of another size");
       thread_local std::vector<float> spare;
       std::vector<float> own;
       std::vector<float>& scratch = size > kMostSpare ? own : spare;
       scratch.resize(std::max(scratch.size(), static_cast<size_t>(4 * size)));
-      MostChanged(old.typed_data(), now.typed_data(), size, rows.count(t),
+      MostChanged(from, now.typed_data(), size, rows.count(t),
                   indices->typed_data() + start, scratch.data());
     });
   });
@@ -177,7 +180,7 @@ XLA_FFI_DEFINE_HANDLER(
 XLA_FFI_DEFINE_HANDLER(
     kChanged, Changed,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()
-        .Attr<ffi::Span<const int64_t>>("rows"));
+        .Attr<ffi::Span<const int64_t>>("rows").Attr<ffi::Span<const int64_t>>("olds"));
 XLA_FFI_DEFINE_HANDLER(
     kFinite, Finite, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<Bool>());
 

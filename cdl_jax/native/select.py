@@ -53,8 +53,7 @@ def error_feedback_top_k(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
         )
     old = join(residuals)
-    flat = [jax.ShapeDtypeStruct((update.size,), update.dtype) for update in updates]
-    _check_pairs(flat, _row_shapes(old))
+    _check_pairs(_flat_shapes(updates), _row_shapes(old))
     sizes = [update.size for update in updates]
     _check_ks(ks, [sum(sizes)] if global_scope else sizes)
     positions, rows = room(ks, [jnp.int32] * len(ks))
@@ -81,7 +80,8 @@ def most_changed(
     than anything, ties go to the lowest position.
 
     Args:
-        olds, news: float32 arrays of any shape, each pair of one.
+        olds: rows float32[n_t].
+        news: float32 arrays of any shape, n_t entries each.
         ks: how many entries to select of each.
 
     Raises:
@@ -91,11 +91,17 @@ def most_changed(
         raise RuntimeError(
             "cdl_jax.native is not built: install with a C++17 compiler, or use the XLA form"
         )
-    _check_pairs(news, olds)
-    _check_ks(ks, [old.size for old in olds])
+    before = join(olds)
+    _check_pairs(_flat_shapes(news), _row_shapes(before))
+    _check_ks(ks, [new.size for new in news])
     results, rows = room(ks, [jnp.int32] * len(ks))
     call = jax.ffi.ffi_call("cdl_jax_most_changed", results, vmap_method="sequential")
-    return Ragged(tuple(call(*olds, *news, rows=table(rows))), rows)
+    found = call(*news, *before.arrays, rows=table(rows), olds=table(before.rows))
+    return Ragged(tuple(found), rows)
+
+
+def _flat_shapes(arrays: Sequence[jax.Array]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((array.size,), array.dtype) for array in arrays]
 
 
 def _row_shapes(rows: Ragged) -> list[jax.ShapeDtypeStruct]:

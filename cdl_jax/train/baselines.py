@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.core import ship
+from cdl_jax.core.held import Held
 from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.step import LossFn, StepInfo, TrainState, deployed
+from cdl_jax.core.step import LossFn, StepInfo, TrainState, deployed, held_by
 from cdl_jax.core.tree import tree_spec
 from cdl_jax.train.config import TrainConfig
 from cdl_jax.train.initial import Trained, fit, fit_step
@@ -91,19 +92,19 @@ def _stay(state: TrainState) -> tuple[TrainState, StepInfo]:
         (), (), jnp.zeros(0, jnp.int32), state.version, state.version + 1, state.digest,
         (), tree_spec(deployed(state)).fingerprint,
     )  # fmt: skip
-    return _stepped(state, deployed(state), update)
+    return _stepped(state, held_by(state), update)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _replaced(state: TrainState, new_tree: Any) -> tuple[TrainState, StepInfo]:
-    tree, update = ship.replace(deployed(state), state.digest, state.version, new_tree)
-    return _stepped(state._replace(model_state=tree["model_state"]), tree, update)
+    held, update = ship.replace(held_by(state), state.digest, state.version, new_tree)
+    return _stepped(state._replace(model_state=new_tree["model_state"]), held, update)
 
 
-def _stepped(state: TrainState, tree: Any, update: SparseUpdate) -> tuple[TrainState, StepInfo]:
+def _stepped(state: TrainState, held: Held, update: SparseUpdate) -> tuple[TrainState, StepInfo]:
     moved = state._replace(
-        params=tree["params"],
-        served_state=tree["model_state"],
+        params=held.params,
+        served_state=held.model_state,
         step=state.step + 1,
         version=update.version,
         digest=update.digest,

@@ -60,7 +60,7 @@ class Delivery:
             out["full_digest"] = self._check_digest(info, state)
         if self.publisher is not None:
             due = self.publisher.snapshot_due(version)
-            blob = self.publisher.publish(info.update, deployed(state) if due else None)
+            blob = self.publisher.publish(info.update, self._tree(state) if due else None)
             out["bytes"] = len(blob)
             if self.publisher.outbox.empty:
                 out["acknowledged_at"] = time.time()
@@ -69,13 +69,19 @@ class Delivery:
     def finish(self, version: int, state: TrainState) -> None:
         """Gives the version that a stream ends with a snapshot."""
         if self.publisher is not None:
-            self.publisher.last(version, deployed(state), np.asarray(jax.device_get(state.digest)))
+            self.publisher.last(
+                version, self._tree(state), np.asarray(jax.device_get(state.digest))
+            )
 
     def full_digest(self, version: int, state: TrainState) -> str:
         """Over all entries of this version, on every process the same."""
-        full = tree_digest(deployed(self._cluster.local(state)))
+        full = tree_digest(self._tree(state))
         self._cluster.check_digest(version, digests.from_hex(full))
         return full
+
+    def _tree(self, state: TrainState) -> Any:
+        """The deployed tree, made of what this process holds alone: only one publishes."""
+        return deployed(self._cluster.local(state))
 
     def _digest_due(self, version: int) -> bool:
         every = self._config.digest_every

@@ -128,7 +128,8 @@ def _trained(
             cluster,
         )  # fmt: skip
         if log is not None and owner is not None:
-            publisher = _publisher(config, compiled, settings, log, owner, trainer, key)
+            tree = deployed(cluster.local(trainer.state))
+            publisher = _publisher(config, compiled, settings, log, owner, trainer, tree, key)
             trainer.delivery.publisher = publisher
             if start.progress is not None:
                 publisher.bytes_since = start.progress["bytes_since"]
@@ -213,12 +214,13 @@ def _publisher(
     log: UpdateLog,
     owner: Ownership,
     trainer: ContinuousTrainer,
+    tree: Any,
     key: Any,
 ) -> Publisher:
     return Publisher.begin(
         log,
         owner,
-        deployed(trainer.state),
+        tree,
         version=int(trainer.state.version),
         program=compiled,
         config=settings,

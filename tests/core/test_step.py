@@ -427,3 +427,21 @@ def test_a_state_carries_no_selection_and_one_that_was_given_it_is_none_the_wors
     states[2], info = step(states[2], None, batch)
     assert more > int(info.update.counts.sum()) > 0
     assert sparsifier_state(states[2].opt_state).indices == ()
+
+
+def test_a_state_carries_the_deployed_model_state_in_few_arrays():
+    """By dtype, whatever the number of its leaves; `deployed` gives the containers back."""
+    model_state = {"bn": [jnp.arange(6.0).reshape(2, 3), jnp.zeros(())], "n": jnp.arange(4)}
+    tx = optax.chain(optax.sgd(1e-2), cdl_jax.sparsify_top_k(0.5))
+    state = cdl_jax.init_state({"w": jnp.ones(3)}, tx, model_state=model_state)
+    assert len(jax.tree.leaves(state.served_state)) == 2
+    served = cdl_jax.deployed(state)["model_state"]
+    assert jax.tree.structure(served) == jax.tree.structure(model_state)
+    assert [x.shape for x in jax.tree.leaves(served)] == [(2, 3), (), (4,)]
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    for got, want in zip(
+        jax.tree.leaves(cdl_jax.deployed(states)), jax.tree.leaves(cdl_jax.deployed(state)),
+        strict=True,
+    ):  # fmt: skip
+        assert got.shape == (2, *want.shape)
+        np.testing.assert_array_equal(got[1], want)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import xxhash
 
+import cdl_jax
 from cdl_jax.core import digest as digests
 from cdl_jax.deploy import Replica, jax_model
 from cdl_jax.deploy.jax_model import JaxModel
@@ -35,7 +36,7 @@ def test_replica_is_the_trainer_at_every_version(tmp_path, backend, scope):
 
 
 def deployed(run):
-    return {"model_state": run.state.served_state, "params": run.state.params}
+    return cdl_jax.deployed(run.state)
 
 
 @both

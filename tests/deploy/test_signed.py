@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import cdl_jax
 from cdl_jax import cli
 from cdl_jax.deploy import Publisher, Replica
 from cdl_jax.errors import LogError, RefusedUpdateError
@@ -66,7 +67,7 @@ def test_an_unsigned_snapshot_is_refused(tmp_path):
 @pytest.mark.parametrize("key", [None, OTHER])
 def test_a_log_goes_on_under_the_key_that_it_began_with(tmp_path, key):
     run = Run(tmp_path, key=MINE)
-    tree = {"params": run.state.params, "model_state": run.state.served_state}
+    tree = cdl_jax.deployed(run.state)
     manifest = run.publisher.manifest
     with pytest.raises(LogError, match="another signing key"):
         Publisher.begin(run.log, run.owner, tree, key=key)

@@ -201,10 +201,21 @@ def test_positions_beyond_int32_are_refused():
         ([0, 0, 4], "ends past its array"),
     ],
 )
-def test_rows_that_do_not_fit_their_array_are_refused(rows, message):
+@pytest.mark.parametrize("which", ["rows", "olds"])
+def test_rows_that_do_not_fit_their_array_are_refused(rows, message, which):
     call = jax.ffi.ffi_call("cdl_jax_most_changed", [jax.ShapeDtypeStruct((3,), jnp.int32)])
+    tables = {"rows": [0, 0, 3], "olds": [0, 0, 3], which: rows}
+    tables = {name: np.array(row, np.int64) for name, row in tables.items()}
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        jax.block_until_ready(call(jnp.ones(9), jnp.zeros(9), rows=np.array(rows, np.int64)))
+        jax.block_until_ready(call(jnp.ones(3), jnp.zeros(3), **tables))
+
+
+@pytest.mark.parametrize("olds", [[0, 0, 2], [0, 0, 3, 0, 0, 3]])
+def test_old_rows_of_other_tensors_are_refused(olds):
+    call = jax.ffi.ffi_call("cdl_jax_most_changed", [jax.ShapeDtypeStruct((3,), jnp.int32)])
+    tables = {"rows": np.array([0, 0, 3]), "olds": np.array(olds)}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="old tensor"):
+        jax.block_until_ready(call(jnp.ones(3), jnp.zeros(3), **tables))
 
 
 @settings(max_examples=60, deadline=None)
