@@ -35,10 +35,12 @@ from experiments.bench.steps import make_batch
 from experiments.bench.timing import add, environment, interleave, median_interval, quartiles
 
 Given = dict[str, Any]
-# glibc gives the kernel nothing back; read as a process starts. Its arenas stay as many as they
-# are: on a single one every thread's small allocations wait for each other.
+# glibc gives the kernel nothing back; read as a process starts.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
         "MALLOC_TOP_PAD_": str(1 << 28)}  # fmt: skip
+# A thread's own arena keeps no more than this, so what passes it is from the kernel at every step,
+# but on the single arena of a process all threads' small allocations wait for each other.
+ARENA = 1 << 26
 
 
 @jax.custom_vjp
@@ -108,9 +110,22 @@ def sparse(model: str, density: float, scope: Any) -> Callable[[], None]:
     return run
 
 
+def parameters(model: str) -> int:
+    """How many a model has."""
+    init_fn = classifier(create_model(model)).init_fn
+    params, _ = jax.eval_shape(init_fn, jax.random.key(0), make_batch(model, 1)[0])
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def kept(models: list[str]) -> dict[str, str]:
+    """The settings of a process that measures these: one arena where an update passes the limit."""
+    large = max(4 * parameters(model) for model in models) > ARENA
+    return KEPT | ({"MALLOC_ARENA_MAX": "1"} if large else {})
+
+
 def measure(model: str, reps: int, scope: str) -> dict[str, Any]:
     """The row that is printed."""
-    entries = sum(x.size for x in jax.tree.leaves(begin(model)[0]))
+    entries = parameters(model)
     columns = {"dense": dense(model), "add": add(entries)}
     columns |= {f"{d:g}": sparse(model, d, scope) for d in DENSITIES}
     times = interleave(columns, reps)
@@ -135,7 +150,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not KEPT.items() <= os.environ.items():
         words = [sys.executable, "-m", "experiments.bench.extra", *sys.argv[1:]]
-        os.execve(sys.executable, words, os.environ | KEPT)
+        os.execve(sys.executable, words, os.environ | kept(arguments.model))
     for model in arguments.model:
         print(json.dumps(measure(model, arguments.reps, arguments.scope)), flush=True)
 
