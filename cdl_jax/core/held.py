@@ -38,6 +38,6 @@ class Held(NamedTuple):
 
 
 @jax.jit
-def apart(model_state: JoinedLeaves) -> list[jax.Array]:
+def unjoined(model_state: JoinedLeaves) -> list[jax.Array]:
     """Its leaves, in sorted order."""
     return list(model_state.values())

@@ -80,9 +80,13 @@ def init_state(
 
 
 def deployed(state: TrainState) -> dict[str, Any]:
-    """The tree as the replicas hold it: `{"model_state": ..., "params": ...}`."""
+    """The tree as the replicas hold it: `{"model_state": ..., "params": ...}`.
+
+    The parameters are the state's own arrays, which a step that donates it takes; the model
+    state's are new ones.
+    """
     flat = flatten(state.model_state)  # of the same containers
-    served = held.apart(state.served_state)
+    served = held.unjoined(state.served_state)
     return {"model_state": flat.rebuild(served), "params": state.params}
 
 
