@@ -31,7 +31,7 @@ import optax
 import cdl_jax
 from cdl_jax.models import classifier, create_model
 from experiments.bench.sparse_step import DENSITIES, REPS
-from experiments.bench.steps import make_batch
+from experiments.bench.steps import make_batch, parameters
 from experiments.bench.timing import add, environment, interleave, median_interval, quartiles
 
 Given = dict[str, Any]
@@ -110,13 +110,6 @@ def sparse(model: str, density: float, scope: Any) -> Callable[[], None]:
     return run
 
 
-def parameters(model: str) -> int:
-    """How many a model has."""
-    init_fn = classifier(create_model(model)).init_fn
-    params, _ = jax.eval_shape(init_fn, jax.random.key(0), make_batch(model, 1)[0])
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
 def kept(models: list[str]) -> dict[str, str]:
     """The settings of a process that measures these: one arena where an update passes the limit."""
     large = max(4 * parameters(model) for model in models) > ARENA
@@ -148,9 +141,10 @@ def main() -> None:
     parser.add_argument("--reps", type=int, default=200, help="rounds")
     parser.add_argument("--scope", default="tensor")
     arguments = parser.parse_args()
-    if not KEPT.items() <= os.environ.items():
+    settings = kept(arguments.model)
+    if not settings.items() <= os.environ.items():
         words = [sys.executable, "-m", "experiments.bench.extra", *sys.argv[1:]]
-        os.execve(sys.executable, words, os.environ | kept(arguments.model))
+        os.execve(sys.executable, words, os.environ | settings)
     for model in arguments.model:
         print(json.dumps(measure(model, arguments.reps, arguments.scope)), flush=True)
 
