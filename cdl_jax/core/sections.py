@@ -238,12 +238,18 @@ def counts(plans: Sequence[Section], indices: Sequence[jax.Array]) -> jax.Array:
     return out
 
 
-def _first_from(array: jax.Array, low: Any, high: Any, ends: Any) -> Any:
-    """Where each ascending row [low, high) of an array reaches its end; high where it does not."""
-    for _ in range(int((high - low).max()).bit_length()):  # a binary search of all rows at once
-        middle = low + (high - low) // 2
-        below = (middle < high) & (array.at[middle].get(mode="clip") < ends)
-        low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+def _first_from(array: jax.Array, starts: Any, stops: Any, ends: Any) -> Any:
+    """Where each ascending row of an array reaches its end; its stop where it does not.
+
+    A search of all rows at once, by 16 steps a round: of halves, each fed by those before it,
+    LLVM's vectorizer makes a tree that grows threefold a round, and compiles for minutes.
+    """
+    low, width = jnp.asarray(starts), int((stops - starts).max())
+    while width:
+        step = -(-width // 16)
+        last = low[:, None] + step * np.arange(1, -(-width // step) + 1, dtype=np.int32) - 1
+        passed = (last < stops[:, None]) & (array.at[last].get(mode="clip") < ends[:, None])
+        low, width = low + step * passed.sum(1, dtype=jnp.int32), step - 1
     return low
 
 

@@ -25,6 +25,8 @@ def gather(section: Section, leaves: list[jax.Array], indices: jax.Array) -> jax
     Over several leaves, leaf t reads min(k, n_t) slots from its first one on and leaves what
     lies beyond it to its successors, which overwrite it.
     """
+    if not section.total:
+        return jnp.zeros(indices.size, section.bits)
     flats = [leaf.reshape(-1) for leaf in leaves]
     if len(flats) == 1:
         return to_bits(flats[0]).at[indices].get(mode="fill", fill_value=0, **_ORDERED)

@@ -169,3 +169,22 @@ def test_slots_in_use_are_those_before_the_padding(kinds):
         seeds = np.zeros((4, 1), np.uint32)
         plans.append(sections.Section((place,), (size,), seeds, ("float32",)))
     assert sections.counts(plans, rows).tolist() == [used for used, _, _ in kinds]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 15, 16, 17, 255, 257, 4097])
+def test_every_count_is_found(slots):
+    plan = _plan(10 * slots)
+    for used in {0, 1, slots // 3, slots // 2, slots - 1, slots}:
+        ends = np.full(slots - used, plan.total, np.int32) + np.arange(slots - used)
+        row = jnp.asarray(np.concatenate([np.arange(used) * 10, ends]), jnp.int32)
+        assert sections.counts([plan], [row]).tolist() == [used]
+
+
+def test_counting_slots_is_a_program_of_few_rounds():
+    row = jax.ShapeDtypeStruct((1 << 18,), jnp.int32)
+    program = jax.make_jaxpr(lambda rows: sections.counts([_plan(1 << 20)], rows))([row])
+    assert str(program).count("gather[") <= 5
+
+
+def _plan(total):
+    return sections.Section((0,), (total,), np.zeros((4, 1), np.uint32), ("float32",))
