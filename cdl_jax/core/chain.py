@@ -46,7 +46,7 @@ def look(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Chain
 
     jaxpr = jax.make_jaxpr(outputs)(params, opt_state, params).jaxpr
     *updates, count = jaxpr.outvars
-    names, order = flatten(params).names, flatten(params).order
+    names, order = flatten(params).names, flatten(params).structure.order
     outs = [updates[i] for i in order]
     rows = zip(names, outs, strict=True)
     origins: dict[str, Origin] = {name: _origin(jaxpr, var) for name, var in rows}

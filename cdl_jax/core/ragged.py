@@ -46,18 +46,22 @@ class Ragged(Sequence[Any]):
         return whole if whole.shape[-1] == length else whole[..., row.start : row.stop]
 
 
-def arrange(sizes: Sequence[int], dtypes: Sequence[Any]) -> tuple[tuple[Row, ...], list[list[int]]]:
+def arrange(
+    sizes: Sequence[int], dtypes: Sequence[Any], most: int | None = None
+) -> tuple[tuple[Row, ...], list[list[int]]]:
     """Where rows of these sizes and dtypes lie, and which of them are in each array.
 
-    Small rows of one dtype share an array; the same sizes and dtypes always lie alike.
+    Rows of one dtype, of `most` entries (`LARGE`), share an array; the same sizes and dtypes
+    always lie alike.
 
     Examples:
       >>> arrange([2, 3], ["float32", "float32"])
       ((Row(array=0, start=0, stop=2), Row(array=0, start=2, stop=5)), [[0, 1]])
     """
     arrays: dict[Any, list[int]] = {}
+    most = LARGE if most is None else most
     for place, (size, dtype) in enumerate(zip(sizes, dtypes, strict=True)):
-        arrays.setdefault(place if size > LARGE else np.dtype(dtype), []).append(place)
+        arrays.setdefault(place if size > most else np.dtype(dtype), []).append(place)
     rows: list[Any] = [None] * len(sizes)
     for array, members in enumerate(arrays.values()):
         start = 0

@@ -1,6 +1,7 @@
 """Pytrees by canonical path: flatten in sorted order, specify, view as bits."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,20 +11,30 @@ import numpy as np
 from cdl_jax.core import layout
 
 
-class Sorted(NamedTuple):
-    """A tree's leaves in sorted path order, and the way back."""
+class Structure(NamedTuple):
+    """A pytree without its leaves; hashable."""
 
-    names: tuple[str, ...]
-    leaves: list[Any]
-    order: tuple[int, ...]  # sorted place -> place in jax's own order
     treedef: Any
+    order: tuple[int, ...]  # sorted place -> place in jax's own order
 
-    def rebuild(self, leaves: list[Any]) -> Any:
+    def tree(self, leaves: Sequence[Any]) -> Any:
         """The tree with these leaves, given in sorted order."""
         placed: list[Any] = [None] * len(leaves)
         for place, leaf in zip(self.order, leaves, strict=True):
             placed[place] = leaf
         return jax.tree.unflatten(self.treedef, placed)
+
+
+class Sorted(NamedTuple):
+    """A tree's leaves in sorted path order, and the way back."""
+
+    names: tuple[str, ...]
+    leaves: list[Any]
+    structure: Structure
+
+    def rebuild(self, leaves: Sequence[Any]) -> Any:
+        """The tree with these leaves, given in sorted order."""
+        return self.structure.tree(leaves)
 
 
 def flatten(tree: Any) -> Sorted:
@@ -38,9 +49,8 @@ def flatten(tree: Any) -> Sorted:
     for a, b in itertools.pairwise(order):
         if names[a] == names[b]:
             raise ValueError(f"two leaves share the path {names[a]!r}; rename one of their keys")
-    return Sorted(
-        tuple(names[i] for i in order), [paths[i][1] for i in order], tuple(order), treedef
-    )
+    structure = Structure(treedef, tuple(order))
+    return Sorted(tuple(names[i] for i in order), [paths[i][1] for i in order], structure)
 
 
 def tree_spec(tree: Any) -> layout.TreeSpec:

@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.core import digest, sections
-from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.core.tree import flatten, to_bits, tree_spec
+from cdl_jax.core.joined import Leaves, apart
+from cdl_jax.core.layout import SparseUpdate, TreeSpec
+from cdl_jax.core.tree import Sorted, flatten, to_bits, tree_spec
 from cdl_jax.native import available, entries
 
 jax.tree_util.register_dataclass(
@@ -41,11 +42,8 @@ def apply_update(deployed: Any, update: SparseUpdate) -> Any:
     References:
       Prapas et al., Continuous Training and Deployment of Deep Learning Models, 2021, section 4.
     """
-    flat, plans = _plan(deployed, update)
-    leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
-    old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
-    written = sections.write(plans, leaves, indices, _bits(plans, update, old), old)
-    return flat.rebuild(list(written))
+    flat = flatten(deployed)
+    return flat.rebuild(list(written(_leaves(flat), tree_spec(deployed), update)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -66,39 +64,60 @@ def apply_with_digest(
     Inside jit, with `deployed` donated, it is O(k) where the native kernels are. XLA's own form
     copies a leaf that is hashed and written in one program: there `updated_digest` comes first.
     """
-    flat, plans = _plan(deployed, update)
-    leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
-    old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
-    bits = _bits(plans, update, old)
-    written, change = sections.rewrite(plans, leaves, indices, bits, old)
-    return flat.rebuild(list(written)), current + change
+    flat = flatten(deployed)
+    new, current = rewritten(_leaves(flat), tree_spec(deployed), update, current)
+    return flat.rebuild(list(new)), current
 
 
 def updated_digest(deployed: Any, update: SparseUpdate, current: jax.Array) -> jax.Array:
     """The digest that `deployed`, of digest `current`, has after the update; uint32[4], O(k)."""
-    flat, plans = _plan(deployed, update)
-    leaves, indices = _arrays(flat.leaves), _arrays(update.indices)
-    old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
-    return current + sections.change(plans, leaves, indices, _bits(plans, update, old))
+    return digest_after(_leaves(flatten(deployed)), tree_spec(deployed), update, current)
+
+
+def written(leaves: Leaves, spec: TreeSpec, update: SparseUpdate) -> Leaves:
+    """`apply_update` to the leaves of a tree, however they lie."""
+    plans, indices, bits, old = _parts(leaves, spec, update)
+    return sections.write(plans, leaves, indices, bits, old)
+
+
+def rewritten(
+    leaves: Leaves, spec: TreeSpec, update: SparseUpdate, current: jax.Array
+) -> tuple[Leaves, jax.Array]:
+    """`apply_with_digest` to the leaves of a tree, however they lie."""
+    plans, indices, bits, old = _parts(leaves, spec, update)
+    leaves, change = sections.rewrite(plans, leaves, indices, bits, old)
+    return leaves, current + change
+
+
+def digest_after(
+    leaves: Leaves, spec: TreeSpec, update: SparseUpdate, current: jax.Array
+) -> jax.Array:
+    """`updated_digest` of the leaves of a tree, however they lie."""
+    plans, indices, bits, _ = _parts(leaves, spec, update)
+    return current + sections.change(plans, leaves, indices, bits)
 
 
 def digest_words(tree: Any) -> jax.Array:
     """Full digest of a tree of JAX arrays, uint32[4]. Traceable; reads every entry."""
-    leaves = _arrays(flatten(tree).leaves)
-    seeds = [digest.seeds(like.name, like.dtype) for like in tree_spec(tree).leaves]
+    return full_digest(_arrays(flatten(tree).leaves), tree_spec(tree))
+
+
+def full_digest(leaves: Sequence[jax.Array], spec: TreeSpec) -> jax.Array:
+    """`digest_words` of the leaves of a tree, in sorted order."""
+    seeds = [digest.seeds(like.name, like.dtype) for like in spec.leaves]
     if not leaves:
         return jnp.zeros(digest.LANES, jnp.uint32)
 
-    def in_native(leaves: list[jax.Array]) -> jax.Array:
+    def in_native(leaves: Sequence[jax.Array]) -> jax.Array:
         return entries.full_digest(leaves, np.stack(seeds))
 
-    def in_xla(leaves: list[jax.Array]) -> jax.Array:
+    def in_xla(leaves: Sequence[jax.Array]) -> jax.Array:
         lanes = [_leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True)]
         return jnp.sum(jnp.stack(lanes), axis=0, dtype=jnp.uint32)
 
     if not available():
         return in_xla(leaves)
-    return jax.lax.platform_dependent(leaves, cpu=in_native, default=in_xla)
+    return jax.lax.platform_dependent(tuple(leaves), cpu=in_native, default=in_xla)
 
 
 def tree_digest(tree: Any) -> str:
@@ -126,19 +145,34 @@ def tree_digest(tree: Any) -> str:
 _digest_words = jax.jit(digest_words)
 
 
-def _plan(deployed: Any, update: SparseUpdate) -> tuple[Any, list[sections.Section]]:
-    flat, spec = flatten(deployed), tree_spec(deployed)
+class _Parts(NamedTuple):
+    plans: list[sections.Section]
+    indices: list[jax.Array]
+    bits: list[jax.Array]
+    old: Sequence[jax.Array]  # the entries as they were, where levels need them
+
+
+def _parts(leaves: Leaves, spec: TreeSpec, update: SparseUpdate) -> _Parts:
+    plans, indices = _plan(spec, update), _arrays(update.indices)
+    old = sections.read(plans, leaves, indices) if any(_scales(update)) else []
+    return _Parts(plans, indices, _bits(plans, update, old), old)
+
+
+def _plan(spec: TreeSpec, update: SparseUpdate) -> list[sections.Section]:
     if spec.fingerprint != update.fingerprint:
         raise ValueError(
             f"the update is for a tree of fingerprint {update.fingerprint.hex()}, this tree has "
             f"{spec.fingerprint.hex()}: paths, shapes or dtypes differ; apply it to the model "
             "that it was made from"
         )
-    made = [
+    return [
         sections.make_section(spec, places, indices.size)
         for places, indices in zip(update.sections, update.indices, strict=True)
     ]
-    return flat, made
+
+
+def _leaves(flat: Sorted) -> Leaves:
+    return apart(_arrays(flat.leaves))
 
 
 def _arrays(arrays: Sequence[Any]) -> list[jax.Array]:

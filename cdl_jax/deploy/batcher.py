@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cdl_jax.deploy.gate import PredictFn, predict
+from cdl_jax.deploy.gate import PredictFn
 from cdl_jax.deploy.replica import Replica
 
 
@@ -115,7 +115,7 @@ class Batcher:
         padded = np.zeros((min(room, self.max_batch), *inputs.shape[1:]), inputs.dtype)
         padded[: len(inputs)] = inputs
         with self._replica.lease() as lease:
-            out = predict(self._predict, lease.tree, padded)
+            out = lease.model.predict(self._predict, padded)
             answer = Answer(lease.version, np.array(out)[: len(inputs)])
         self._on_batch(answer.version, len(inputs))
         return answer

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cdl_jax.core.layout import SparseUpdate, TreeSpec
+from cdl_jax.deploy.gate import PredictFn
 from cdl_jax.wire import Snapshot
 
 _MOST_MISSED = 64  # updates after which copying the other model is likely cheaper
@@ -25,6 +26,10 @@ class Model(Protocol):
 
     def tree(self) -> Any:
         """The deployed tree."""
+        ...
+
+    def predict(self, predict_fn: PredictFn, inputs: Any) -> Any:
+        """Outputs of the tree, `predict_fn(params, model_state, inputs)`."""
         ...
 
     def tensors(self) -> dict[str, Any]:

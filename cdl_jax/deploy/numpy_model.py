@@ -11,6 +11,7 @@ from cdl_jax.core import digest as digests
 from cdl_jax.core.layout import SparseUpdate, TreeSpec, dtype_of, ends, nested
 from cdl_jax.core.levels import numpy_resolve
 from cdl_jax.deploy.arena import Changes, change, write
+from cdl_jax.deploy.gate import PredictFn, predict
 from cdl_jax.wire import Snapshot
 
 Plan = list[Changes] | SparseUpdate
@@ -34,6 +35,10 @@ class NumpyModel:
     def tree(self) -> dict[str, Any]:
         """Nested dicts of read-only views; they change when the model does."""
         return nested(self._views)
+
+    def predict(self, predict_fn: PredictFn, inputs: Any) -> Any:
+        """Outputs of the tree."""
+        return predict(predict_fn, self.tree(), inputs)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Read-only views by canonical path."""

@@ -38,8 +38,13 @@ class Lease:
     """A version that stays as it is for as long as the lease is held."""
 
     version: int
-    tree: Any
     digest: np.ndarray  # uint32 [4]
+    model: Model
+
+    @property
+    def tree(self) -> Any:
+        """The deployed tree."""
+        return self.model.tree()
 
 
 class Replica:
@@ -126,7 +131,7 @@ class Replica:
     def lease(self) -> Iterator[Lease]:
         """The served version, unchanged until the context ends. Keep nothing of it longer."""
         with self._buffers.lease() as buffer:
-            yield Lease(buffer.version, buffer.model.tree(), buffer.digest)
+            yield Lease(buffer.version, buffer.digest, buffer.model)
 
     def advance(self) -> int | None:
         """Takes the next version if the log has it; returns its size in bytes, else None.
@@ -152,7 +157,7 @@ class Replica:
         except RefusedUpdateError as error:
             self.last_error = str(error)
             self.refused[error.reason] += 1
-            if not self._jump(1):
+            if not self._jump(following - self._buffers.tip.version):  # past what is refused
                 raise
             blob = b""
         self.last_error = None

@@ -79,7 +79,7 @@ def test_jax_and_numpy_models_agree_on_digest_and_bits(sections, scaled):
 
 
 def test_sections_of_one_dtype_become_one():
-    assert groups(update(), spec()) == ((0, 3), (1,), (2,))
+    assert [g.sections for g in groups(update(), spec())] == [(0, 3), (1,), (2,)]
 
 
 def test_positions_stay_in_int32(monkeypatch):
@@ -87,7 +87,7 @@ def test_positions_stay_in_int32(monkeypatch):
     module._groups.cache_clear()
     try:
         made = update(((0,), (2,), (4,)), (False,) * 3)
-        assert groups(made, spec()) == ((0, 1), (2,))
+        assert [g.sections for g in groups(made, spec())] == [(0, 1), (2,)]
         assert entries(merged(made, spec())) == entries(made)
     finally:
         module._groups.cache_clear()
