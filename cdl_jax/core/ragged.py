@@ -51,8 +51,8 @@ def arrange(
 ) -> tuple[tuple[Row, ...], list[list[int]]]:
     """Where rows of these sizes and dtypes lie, and which of them are in each array.
 
-    Rows of one dtype, of `most` entries (`LARGE`), share an array; the same sizes and dtypes
-    always lie alike.
+    Rows of one dtype and of no more than `most` entries (by default `LARGE`) share an array; the
+    same sizes and dtypes always lie alike.
 
     Examples:
       >>> arrange([2, 3], ["float32", "float32"])

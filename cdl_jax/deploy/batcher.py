@@ -115,7 +115,7 @@ class Batcher:
         padded = np.zeros((min(room, self.max_batch), *inputs.shape[1:]), inputs.dtype)
         padded[: len(inputs)] = inputs
         with self._replica.lease() as lease:
-            out = lease.model.predict(self._predict, padded)
+            out = lease.predict(self._predict, padded)
             answer = Answer(lease.version, np.array(out)[: len(inputs)])
         self._on_batch(answer.version, len(inputs))
         return answer

@@ -76,6 +76,33 @@ class Buffer:
     pending: list[Any] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lease:
+    """A version that stays as it is for as long as the lease is held."""
+
+    version: int
+    digest: np.ndarray  # uint32 [4]
+    buffer: Buffer
+
+    @property
+    def tree(self) -> Any:
+        """The deployed tree."""
+        return self._model.tree()
+
+    def predict(self, predict_fn: PredictFn, inputs: Any) -> Any:
+        """Outputs of the tree; of a jitted function for less than `tree` takes."""
+        return self._model.predict(predict_fn, inputs)
+
+    @property
+    def _model(self) -> Model:
+        if self.buffer.version != self.version:
+            raise RuntimeError(
+                f"the lease of version {self.version} has ended, and its memory holds another "
+                "one; use a lease inside its context alone"
+            )
+        return self.buffer.model
+
+
 class Buffers:
     """The served buffer, and the spare one that is behind it, or ahead while a gate holds it back.
 

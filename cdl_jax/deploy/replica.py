@@ -2,49 +2,26 @@
 
 import collections
 import contextlib
-import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cdl_jax.core import digest as digests
-from cdl_jax.core.check import check_update
-from cdl_jax.core.layout import SparseUpdate
-from cdl_jax.deploy.buffers import Buffer, Buffers, DigestMismatch, Model
+from cdl_jax.deploy.buffers import Buffer, Buffers, DigestMismatch, Lease, Model
 from cdl_jax.deploy.gate import Gate
+from cdl_jax.deploy.intake import Intake, refused
 from cdl_jax.deploy.log import UpdateLog
 from cdl_jax.deploy.numpy_model import NumpyModel
-from cdl_jax.errors import LogError, RefusedUpdateError
-from cdl_jax.wire import (
-    SignatureError,
-    Snapshot,
-    WireError,
-    decode_snapshot,
-    decode_with_header,
-)
+from cdl_jax.errors import RefusedUpdateError
+from cdl_jax.wire import Snapshot
 
 if TYPE_CHECKING:
     from cdl_jax.wire.keys import PublicKey
 
 _LOOK_SECONDS = 0.5  # between looks at the newest snapshot
 _FAR_BEHIND = 2000  # versions; a snapshot is loaded sooner than as many updates
-
-
-@dataclasses.dataclass(frozen=True)
-class Lease:
-    """A version that stays as it is for as long as the lease is held."""
-
-    version: int
-    digest: np.ndarray  # uint32 [4]
-    model: Model
-
-    @property
-    def tree(self) -> Any:
-        """The deployed tree."""
-        return self.model.tree()
 
 
 class Replica:
@@ -86,25 +63,18 @@ class Replica:
           LogError: when the log is empty, its snapshot damaged, or version `at` not in it.
           RefusedUpdateError: when the first record is not signed by the key.
         """
-        self._log, self._gate, self._key = log, gate, key
-        manifest = log.manifest()
-        if manifest is None:
-            raise LogError(f"the log {log.name} is empty; start a trainer on it first")
-        if key is not None and not manifest.is_signed_by(key):
-            raise RefusedUpdateError(
-                f"the first record of the log {log.name} is not signed by the public key given",
-                reason="signature",
-            )
-        self.lineage, self.manifest = manifest.lineage, manifest
+        self._log, self._gate, self._intake = log, gate, Intake(log, key)
+        self.manifest = self._intake.manifest
+        self.lineage = self.manifest.lineage
         self.last_error: str | None = None
         self.refused: collections.Counter[str] = collections.Counter()
         self.held_back: str | None = None
         self._pinned, self._looked = at, time.monotonic()
-        snapshot = self._newest_whole() if at is None else self._snapshot(self._start_of(at))
+        snapshot = self._intake.newest_whole() if at is None else self._intake.before(at)
         front, spare = (
             Buffer(make_model(snapshot), snapshot.version, snapshot.digest) for _ in range(2)
         )
-        front.model.prepare(manifest.layout)
+        front.model.prepare(self.manifest.layout)
         self._buffers = Buffers(front, spare)
         if gate is not None:
             self._passes(front)
@@ -131,7 +101,7 @@ class Replica:
     def lease(self) -> Iterator[Lease]:
         """The served version, unchanged until the context ends. Keep nothing of it longer."""
         with self._buffers.lease() as buffer:
-            yield Lease(buffer.version, buffer.digest, buffer.model)
+            yield Lease(buffer.version, buffer.digest, buffer)
 
     def advance(self) -> int | None:
         """Takes the next version if the log has it; returns its size in bytes, else None.
@@ -234,99 +204,36 @@ class Replica:
         """Serves a version, building it aside from a snapshot where it is an older one."""
         start = self._buffers.ready()
         if version < start.version:
-            start = self._buffers.load(self._snapshot(self._start_of(version)))
+            start = self._buffers.load(self._intake.before(version))
         while start.version < version:
             blob = self._log.read(start.version + 1)
             if blob is None:
-                raise self._not_held(version)
+                raise self._intake.not_held(version)
             start = self._written(blob, start)
         self._buffers.swap()
         self.held_back = None
 
-    def _start_of(self, version: int) -> int:
-        snapshots = [s for s in self._log.snapshots() if s <= version]
-        if not snapshots or version > (self._log.head() or 0):
-            raise self._not_held(version)
-        return snapshots[-1]
-
-    def _not_held(self, version: int) -> LogError:
-        first, last = min(self._log.snapshots(), default=0), self._log.head()
-        return LogError(
-            f"the log {self._log.name} does not hold version {version}: it has {first} to {last}"
-        )
-
     def _jump(self, least: int) -> bool:
         """Loads the newest snapshot where it is ahead by `least`."""
         self._looked = time.monotonic()
-        newest = self._newest()
+        newest = self._intake.newest()
         if newest < self._buffers.tip.version + least:
             return False
         if self._pinned is not None and newest > self._pinned:
             return False
-        self._serve(self._buffers.load(self._snapshot(newest)))
+        self._serve(self._buffers.load(self._intake.snapshot(newest)))
         return True
 
-    def _newest_whole(self) -> Snapshot:
-        """The newest snapshot that is not damaged; the updates after it lead on."""
-        newest = self._newest()
-        try:
-            return self._snapshot(newest)
-        except LogError:
-            for version in reversed(self._log.snapshots()):
-                if version < newest:
-                    with contextlib.suppress(LogError):
-                        return self._snapshot(version)
-            raise
-
-    def _newest(self) -> int:
-        version = self._log.newest_snapshot()
-        if version is None:
-            raise LogError(f"the log {self._log.name} has no snapshot yet; wait for its trainer")
-        return version
-
-    def _snapshot(self, version: int) -> Snapshot:
-        try:
-            snapshot = decode_snapshot(self._log.read_snapshot(version), key=self._key)
-        except WireError as error:
-            raise LogError(f"snapshot {version} in {self._log.name}: {error}") from error
-        if (snapshot.lineage, snapshot.version) != (self.lineage, version):
-            raise LogError(f"snapshot {version} in {self._log.name} is of another log or version")
-        if snapshot.spec.fingerprint != self.manifest.spec.fingerprint:
-            raise LogError(f"snapshot {version} in {self._log.name} is of another model")
-        return snapshot
-
     def _written(self, blob: bytes, base: Buffer) -> Buffer:
-        refused = functools.partial(_refused, base.version + 1)
-        update, plan = self._checked(blob, base)
+        following = base.version + 1
+        update = self._intake.update(blob, following, base.model.spec)
         try:
-            return self._buffers.write(plan, int(update.version), np.asarray(update.digest))
+            plan = base.model.plan(update)
+            return self._buffers.write(plan, following, np.asarray(update.digest))
         except DigestMismatch as error:
             found, its = digests.to_hex(error.found), digests.to_hex(update.digest)
-            raise refused("digest", f"it leads to the digest {found} and should to {its}") from None
-
-    def _checked(self, blob: bytes, base: Buffer) -> tuple[SparseUpdate, Any]:
-        """An update, and its plan."""
-        expected = base.version + 1
-        refused = functools.partial(_refused, expected)
-        try:
-            header, update = decode_with_header(blob, key=self._key)
-        except SignatureError as error:
-            raise refused("signature", error) from error
-        except WireError as error:
-            raise refused("damaged", error) from error
-        if header.lineage != self.lineage:
-            raise refused("foreign", "it is of another log's lineage")
-        if header.version != expected:
-            raise refused("order", f"it is version {header.version}, the next one is {expected}")
-        try:
-            check_update(update, base.model.spec)
-        except ValueError as error:
-            raise refused("model", error) from error
-        return update, base.model.plan(update)
-
-
-def _refused(version: int, reason: str, error: object) -> RefusedUpdateError:
-    return RefusedUpdateError(f"update {version} is refused: {error}", reason=reason)
+            what = f"it leads to the digest {found} and should to {its}"
+            raise refused(following, "digest", what) from None
 
 
 def model_factory(backend: Literal["numpy", "jax"]) -> Callable[[Snapshot], Model]:

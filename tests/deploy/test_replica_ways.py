@@ -197,6 +197,21 @@ def test_a_lease_names_the_version_and_digest_that_its_tree_has(tmp_path):
         assert to_hex(lease.digest) == tree_digest(jax.tree.map(np.asarray, lease.tree))
 
 
+@both
+def test_a_lease_that_has_ended_gives_no_later_version(tmp_path, backend):
+    run, _ = published(tmp_path, 3)
+    replica = Replica(run.log, MODELS[backend], at=0)
+    with replica.lease() as lease:
+        assert lease.predict(lambda params, state, x: x, 5) == 5
+    replica.pin(None)
+    for _ in range(3):
+        replica.advance()
+    with pytest.raises(RuntimeError, match="lease of version 0 has ended"):
+        _ = lease.tree
+    with pytest.raises(RuntimeError, match="lease of version 0 has ended"):
+        lease.predict(lambda params, state, x: x, 5)
+
+
 def test_a_damaged_snapshot_is_passed_over_for_an_older_one(tmp_path):
     run, digests = published(tmp_path, 13)
     for version in (10, 5):
