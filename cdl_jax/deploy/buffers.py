@@ -29,7 +29,10 @@ class Model(Protocol):
         ...
 
     def predict(self, predict_fn: PredictFn, inputs: Any) -> Any:
-        """Outputs of the tree, `predict_fn(params, model_state, inputs)`."""
+        """Outputs of the tree, `predict_fn(params, model_state, inputs)`.
+
+        A jitted function may be part of a larger program, whose sums differ in the last bits.
+        """
         ...
 
     def tensors(self) -> dict[str, Any]:
